@@ -1,0 +1,218 @@
+"""A timm backbone with a projector: what every method of the zoo has in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simco_zoo.models.projector import build_projector
+
+
+class ContrastiveModel(nn.Module):
+    """A timm backbone and a projector, with timm's interface; a method adds ``contrast``.
+
+    Called on images it gives pooled features, and after ``reset_classifier`` class scores, exactly as the bare
+    backbone does. The projector takes part in ``project`` and ``contrast`` only.
+
+    Args:
+        backbone: A timm model whose pooled features are a vector per image (``global_pool`` not empty).
+        temperature: Temperature tau_alpha of the loss, > 0.
+        symmetric: Whether both views serve as query in turn and the loss is the mean of both directions.
+        joint_bn: Whether several views pass an encoder in one forward, so that batch norm sees them together;
+            otherwise each view has a forward of its own.
+        proj_hidden_dim: Width of the projector's hidden layer; ``None`` or 0 for a linear projector.
+        proj_dim: Length of the projection.
+
+    Raises:
+        ValueError: If the temperature is not positive, a width is below 1 or the backbone does not pool.
+    """
+
+    method: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        temperature: float = 0.1,
+        symmetric: bool = False,
+        joint_bn: bool = True,
+        proj_hidden_dim: int | None = 128,
+        proj_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}, but has to be positive.")
+        self.backbone = backbone
+        self.temperature = temperature
+        self.symmetric = symmetric
+        self.joint_bn = joint_bn
+        self.proj_hidden_dim = proj_hidden_dim
+        self.proj_dim = proj_dim
+        self.projector = build_projector(self.num_features, proj_hidden_dim, proj_dim)
+        # how config.json names the backbone so that timm builds it again; set by create_model
+        self.architecture: str = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture") or ""
+        self.model_args: dict[str, Any] = {}
+
+    # The method
+
+    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Computes the method's loss on two views of the same images; see the subclasses."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss; use SimCo, SimMoCo or MoCo.")
+
+    def method_config(self) -> dict[str, Any]:
+        """Returns the method's arguments as plain values, enough to build it again on the same backbone."""
+        return {
+            "temperature": self.temperature,
+            "symmetric": self.symmetric,
+            "joint_bn": self.joint_bn,
+            "proj_hidden_dim": self.proj_hidden_dim,
+            "proj_dim": self.proj_dim,
+        }
+
+    def project(self, x: Tensor) -> Tensor:
+        """Maps images to unit vectors, the space in which the loss compares views.
+
+        Args:
+            x: Images (B, C, H, W), normalized.
+
+        Returns:
+            Projections (B, proj_dim) of unit length, in fp32 at least.
+        """
+        return embed(self.backbone, self.projector, x)
+
+    def embed_views(self, encoder: nn.Module, *views: Tensor, joint: bool | None = None) -> tuple[Tensor, ...]:
+        """Projects views of (N, C, H, W) with an encoder that has ``backbone`` and ``projector``.
+
+        One forward for all views if ``joint`` (default: ``joint_bn``), otherwise one for each.
+        """
+        joint = self.joint_bn if joint is None else joint
+        if joint and len(views) > 1:
+            return embed(encoder.backbone, encoder.projector, torch.cat(views)).chunk(len(views))
+        return tuple(embed(encoder.backbone, encoder.projector, view) for view in views)
+
+    # timm's interface
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) to pooled features (B, num_features), or to class scores after ``reset_classifier``."""
+        return self.backbone(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Returns the backbone's last feature map or tokens, before pooling."""
+        return self.backbone.forward_features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools the output of ``forward_features`` and, unless ``pre_logits``, applies the classifier."""
+        return self.backbone.forward_head(x, pre_logits=pre_logits)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Returns the last feature map and those of the stages, as timm's method of that name."""
+        return self.backbone.forward_intermediates(x, *args, **kwargs)
+
+    @property
+    def num_features(self) -> int:
+        """Length of the feature vector that the model gives for an image."""
+        return getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the classifier, 0 for a feature extractor."""
+        return self.backbone.num_classes
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's description of the weights and of the input that they expect."""
+        return self.backbone.pretrained_cfg
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.backbone.pretrained_cfg
+
+    @property
+    def feature_info(self) -> Any:
+        """Channels, reduction and module of each stage, as timm gives them."""
+        return self.backbone.feature_info
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the classifier, an identity for a feature extractor."""
+        return self.backbone.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a fresh classifier with ``num_classes`` outputs on the backbone; 0 removes it."""
+        self.backbone.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in the backbone's backward."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of parameters that timm leaves out of weight decay."""
+        names = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Returns timm's parameter groups (for layer-wise learning rates), with the names they have in this model."""
+
+        def within_backbone(pattern: str) -> str:
+            return rf"^backbone\.(?:{pattern.replace('^', '')})"
+
+        def rename(spec: Any) -> Any:
+            if spec is None:
+                return None
+            if isinstance(spec, str):
+                return within_backbone(spec)
+            return [(within_backbone(pattern), order) for pattern, order in spec]
+
+        return {name: rename(spec) for name, spec in self.backbone.group_matcher(coarse=coarse).items()}
+
+
+def embed(backbone: nn.Module, projector: nn.Module, x: Tensor) -> Tensor:
+    """Maps images (B, C, H, W) to unit vectors (B, proj_dim) through a backbone and a projector.
+
+    Raises:
+        ValueError: If the backbone's features are not one vector per image.
+    """
+    features = backbone.forward_head(backbone.forward_features(x), pre_logits=True)
+    if features.ndim != 2:
+        raise ValueError(
+            f"the backbone gives features of shape {tuple(features.shape)} where one vector per image is needed; "
+            "build it with a pooling, e.g. global_pool='avg'."
+        )
+    projections = projector(features)
+    # unit length to the precision of the loss, whatever autocast did in the layers
+    if projections.dtype not in (torch.float32, torch.float64):
+        projections = projections.float()
+    return F.normalize(projections, dim=1)
+
+
+def contrast_report(loss: Tensor, query: Tensor, key: Tensor) -> dict[str, Tensor]:
+    """Gathers what a step tells of itself: the loss and detached scalars, left on the device.
+
+    Args:
+        loss: Differentiable scalar.
+        query: Unit rows (N, D).
+        key: Unit rows (N, D), the positives of ``query``.
+
+    Returns:
+        ``loss``; ``positive_similarity``, the mean cosine of the positive pairs; ``proj_std``, the standard deviation
+        of a coordinate of the queries times sqrt(D), about 1 for a uniform sphere and 0 for a collapse.
+    """
+    query, key = query.detach(), key.detach()
+    return {
+        "loss": loss,
+        "positive_similarity": (query * key).sum(dim=1).mean(),
+        "proj_std": query.std(dim=0, correction=0).mean() * math.sqrt(query.shape[1]),
+    }
+
+
+def check_views(view1: Tensor, view2: Tensor) -> None:
+    """Raises ValueError unless both views are batches (N, C, H, W) of the same shape."""
+    if view1.ndim != 4 or view1.shape != view2.shape:
+        raise ValueError(
+            f"the views have shapes {tuple(view1.shape)} and {tuple(view2.shape)}; "
+            "contrast needs two views (N, C, H, W) of the same images, in the same order."
+        )

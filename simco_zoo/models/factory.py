@@ -1,0 +1,197 @@
+"""create_model and list_models: a backbone of timm with a method of the zoo around it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import model_entrypoint, parse_model_name, split_model_name_tag
+from torch import nn
+
+from simco_zoo.hub.weights import WeightsFolder, load_backbone, load_projector, resolve
+from simco_zoo.models import zoo
+from simco_zoo.models.contrastive import ContrastiveModel
+from simco_zoo.models.moco import MoCo, MoCoV1
+from simco_zoo.models.simco import SimCo
+from simco_zoo.models.simmoco import SimMoCo
+
+METHODS: dict[str, type[ContrastiveModel]] = {"simco": SimCo, "simmoco": SimMoCo, "mocov1": MoCoV1, "mocov2": MoCo}
+
+
+def list_models(
+    filter: str | list[str] = "",
+    pretrained: bool = False,
+    *,
+    exclude_filters: str | list[str] = "",
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Lists the zoo's models, with timm's semantics.
+
+    Args:
+        filter: Wildcard or several, e.g. ``"simco*"`` or ``"*_r18"``.
+        pretrained: Only what this installation can load; names then carry their tag.
+        exclude_filters: Wildcards of names to leave out.
+        include_tags: Whether names carry the tag of their weights; None: if ``pretrained``.
+
+    Returns:
+        Names in natural order.
+    """
+    names = timm.list_models(
+        filter, module="zoo", pretrained=pretrained, exclude_filters=exclude_filters, include_tags=include_tags
+    )
+    return [name for name in names if split_model_name_tag(name)[0] in zoo.__all__]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    weights: str | Path | None = None,
+    backbone: str | None = None,
+    backbone_kwargs: dict[str, Any] | None = None,
+    small_stem: bool = False,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Creates a model of the zoo: a timm backbone with the head and loss of its method.
+
+    Args:
+        name: A name from ``list_models``, with or without a tag (``"simco_r18"``, ``"simco_r18.cifar100"``); a
+            published model (``"hf-hub:org/name"``, ``"hf-hub:org/name@revision"``, ``"local-dir:PATH"``); or a method
+            for any timm backbone (``"simco"``, ``"simmoco"``, ``"mocov1"``, ``"mocov2"``).
+        pretrained: Load weights, strictly and after their sha256 was verified. For a method over a free backbone:
+            start from timm's own weights of that backbone.
+        weights: A file or folder to load instead of the published weights; implies ``pretrained``.
+        backbone: timm's name of the backbone, where ``name`` is a method.
+        backbone_kwargs: Arguments of that backbone; given with a registered name, they go to its backbone too.
+        small_stem: Adapt that backbone to small images (see ``simco_zoo.models.small_stem``).
+        cache_dir: Where downloads are kept instead of the Hub client's own cache.
+        **kwargs: Arguments of the method (``temperature``, ``dt_m``, ``momentum``, ``queue_size``, ``symmetric``,
+            ``proj_hidden_dim``, ``proj_dim``, ``joint_bn``, ``bn_splits``), and timm's arguments of the backbone
+            (``num_classes``, default 0, ``in_chans``, ``global_pool``, ``drop_path_rate``...). With
+            ``features_only=True`` the result is timm's feature-map network, which has no method.
+
+    Returns:
+        A ``ContrastiveModel``; called on images (B, C, H, W) it gives pooled features (B, num_features).
+
+    Raises:
+        ValueError: If the name is unknown, a method is given without a backbone, or an argument does not fit.
+        RuntimeError: If weights are asked for that there are none of, or that are damaged.
+    """
+    source, identifier = parse_model_name(name)
+    if source:
+        return _create_published(name, pretrained, weights, backbone_kwargs, cache_dir, kwargs)
+    if identifier in METHODS:
+        if backbone is None:
+            raise ValueError(
+                f"{identifier!r} is a method and needs a backbone: create_model({identifier!r}, backbone='resnet18') "
+                f"with any name of timm, or one of {', '.join(list_models(identifier + '_*'))}."
+            )
+        return _create_free(METHODS[identifier], backbone, backbone_kwargs, small_stem, pretrained, weights, kwargs)
+
+    architecture, tag = split_model_name_tag(identifier)
+    if architecture not in zoo.__all__:
+        raise ValueError(
+            f"there is no model {architecture!r} in the zoo; names: {', '.join(list_models())}; "
+            f"or a method over any timm backbone: create_model('simco', backbone={architecture!r})."
+        )
+    if backbone is not None or small_stem:
+        raise ValueError(
+            f"{architecture} has its backbone already; backbone and small_stem go with a method's name, "
+            "e.g. create_model('simco', backbone='resnet18', small_stem=True)."
+        )
+    found = resolve(identifier, weights=weights, cache_dir=cache_dir) if pretrained or weights is not None else None
+    method = METHODS[architecture.split("_")[0]]
+    return _assemble(method, architecture, {}, {**kwargs, **(backbone_kwargs or {})}, found)
+
+
+def _create_published(
+    name: str,
+    pretrained: bool,
+    weights: str | Path | None,
+    backbone_kwargs: dict[str, Any] | None,
+    cache_dir: str | Path | None,
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    """Creates the model that a published folder or repository describes."""
+    if weights is not None:
+        raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
+    found = resolve(name, cache_dir=cache_dir)
+    section = found.config.get("simco_zoo")
+    if not section or section.get("method") not in METHODS:
+        raise ValueError(
+            f"{found.origin} was not published by simco-zoo (its config.json names no method); "
+            f"load it with timm.create_model({name!r}, pretrained=True)."
+        )
+    arguments = {**section.get("method_config", {}), **kwargs, **(backbone_kwargs or {})}
+    model_args = found.config.get("model_args") or {}
+    return _assemble(
+        METHODS[section["method"]], found.config["architecture"], model_args, arguments, found, load=pretrained
+    )
+
+
+def _create_free(
+    method: type[ContrastiveModel],
+    backbone: str,
+    backbone_kwargs: dict[str, Any] | None,
+    small_stem: bool,
+    pretrained: bool,
+    weights: str | Path | None,
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    """Puts a method around any timm backbone."""
+    found = resolve("small_stem" if small_stem else backbone, weights=weights) if weights is not None else None
+    model_args = dict(backbone_kwargs or {})
+    if "num_classes" in model_args:
+        raise ValueError("num_classes is an argument of create_model, not of backbone_kwargs.")
+    if small_stem:
+        if pretrained:
+            raise ValueError(
+                f"timm's weights of {backbone} do not fit the small-image stem; leave out pretrained=True or small_stem."
+            )
+        return _assemble(method, "small_stem", {"backbone": backbone, **model_args}, kwargs, found)
+    return _assemble(method, backbone, model_args, kwargs, found, timm_weights=pretrained and found is None)
+
+
+def _assemble(
+    method: type[ContrastiveModel],
+    architecture: str,
+    model_args: dict[str, Any],
+    arguments: dict[str, Any],
+    found: WeightsFolder | None,
+    *,
+    load: bool = True,
+    timm_weights: bool = False,
+) -> nn.Module:
+    """Builds the backbone with timm, loads what was found, and puts the method around it.
+
+    Args:
+        method: The model's class.
+        architecture: timm's name of the backbone.
+        model_args: What config.json keeps of the backbone's arguments.
+        arguments: Arguments of the method and, for all other names, of the backbone.
+        found: Verified weights, or None.
+        load: Whether to load them; otherwise they only describe the model.
+        timm_weights: Whether the backbone starts from timm's own weights.
+    """
+    method_names = set(inspect.signature(method.__init__).parameters) | set(inspect.signature(MoCo.__init__).parameters)
+    method_names -= {"self", "backbone", "kwargs"}
+    method_arguments = {key: value for key, value in arguments.items() if key in method_names}
+    build = {"num_classes": 0, **{k: v for k, v in model_args.items() if k != "num_classes"}}
+    build.update({key: value for key, value in arguments.items() if key not in method_names})
+    if found is not None:
+        build["pretrained_cfg"] = found.timm_cfg()
+
+    if build.get("features_only"):
+        return timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
+    backbone = timm.create_model(architecture, pretrained=timm_weights, **build)
+    model = method(backbone, **method_arguments)
+    if found is not None and load:
+        load_backbone(backbone, found)
+        if found.projector_file is not None:
+            load_projector(model.projector, found.projector_file)
+    model.architecture = architecture
+    model.model_args = {**model_args, **{k: arguments[k] for k in ("in_chans", "global_pool") if k in arguments}}
+    return model

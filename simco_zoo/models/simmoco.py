@@ -1,0 +1,90 @@
+"""SimMoCo: MoCo without the queue, the dual temperature instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simco_zoo.losses import dual_temperature
+from simco_zoo.models.contrastive import check_views, contrast_report
+from simco_zoo.models.key_encoder import MomentumModel
+
+
+class SimMoCo(MomentumModel):
+    """SimMoCo of "Dual Temperature Helps Contrastive Learning Without Many Negative Samples" (CVPR 2022).
+
+    The negatives of a query are the other images' keys in the other view. Defaults are the paper's: tau_alpha 0.1,
+    tau_beta = dt_m * tau_alpha = 1, momentum 0.99, one-sided.
+
+    Args:
+        backbone: A timm model.
+        temperature: tau_alpha, > 0.
+        dt_m: Ratio tau_beta / tau_alpha, > 0; 1 gives InfoNCE.
+        momentum: Momentum of the key encoder, in [0, 1].
+        symmetric: Average both directions (the official code's "plus version").
+        joint_bn: Where both views pass an encoder, one forward of 2N rather than two of N.
+        proj_hidden_dim: Width of the projector's hidden layer.
+        proj_dim: Length of the projection.
+    """
+
+    method = "simmoco"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        temperature: float = 0.1,
+        dt_m: float = 10.0,
+        momentum: float = 0.99,
+        symmetric: bool = False,
+        joint_bn: bool = True,
+        proj_hidden_dim: int | None = 128,
+        proj_dim: int = 128,
+    ) -> None:
+        super().__init__(
+            backbone,
+            momentum=momentum,
+            temperature=temperature,
+            symmetric=symmetric,
+            joint_bn=joint_bn,
+            proj_hidden_dim=proj_hidden_dim,
+            proj_dim=proj_dim,
+        )
+        if not dt_m > 0:
+            raise ValueError(f"dt_m is {dt_m}, but has to be positive.")
+        self.dt_m = dt_m
+
+    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Computes the dual temperature loss; in training mode the key encoder makes its step first.
+
+        Args:
+            view1: Images (N, C, H, W), N >= 2; the queries.
+            view2: The same images in another view; the keys.
+            generator: Not used; taken so that all methods are called alike.
+
+        Returns:
+            ``loss`` (differentiable scalar) and the detached scalars of ``contrast_report``.
+
+        Raises:
+            ValueError: If the views' shapes differ or N < 2.
+        """
+        check_views(view1, view2)
+        key_encoder = self.advance_key_encoder()
+        if not self.symmetric:
+            with torch.no_grad():
+                (k2,) = self.embed_views(key_encoder, view2)
+            (q1,) = self.embed_views(self, view1)
+            return contrast_report(self._loss(q1, k2), q1, k2)
+
+        with torch.no_grad():
+            k1, k2 = self.embed_views(key_encoder, view1, view2)
+        q1, q2 = self.embed_views(self, view1, view2)
+        return contrast_report((self._loss(q1, k2) + self._loss(q2, k1)) / 2, q1, k2)
+
+    def _loss(self, query: Tensor, key: Tensor) -> Tensor:
+        return dual_temperature(query, key, temperature=self.temperature, dt_m=self.dt_m, check=False)
+
+    def method_config(self) -> dict[str, Any]:
+        return {**super().method_config(), "dt_m": self.dt_m}
