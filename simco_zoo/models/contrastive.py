@@ -97,7 +97,7 @@ class ContrastiveModel(nn.Module):
     # timm's interface
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (B, C, H, W) to pooled features (B, num_features), or to class scores after ``reset_classifier``."""
+        """Maps images (B, C, H, W) to pooled features (B, num_features); to scores after ``reset_classifier``."""
         return self.backbone(x)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import model_entrypoint, parse_model_name, split_model_name_tag
+from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
 from simco_zoo.hub.weights import WeightsFolder, load_backbone, load_projector, resolve
@@ -91,7 +91,7 @@ def create_model(
             )
         return _create_free(METHODS[identifier], backbone, backbone_kwargs, small_stem, pretrained, weights, kwargs)
 
-    architecture, tag = split_model_name_tag(identifier)
+    architecture = split_model_name_tag(identifier)[0]
     if architecture not in zoo.__all__:
         raise ValueError(
             f"there is no model {architecture!r} in the zoo; names: {', '.join(list_models())}; "
@@ -149,7 +149,7 @@ def _create_free(
     if small_stem:
         if pretrained:
             raise ValueError(
-                f"timm's weights of {backbone} do not fit the small-image stem; leave out pretrained=True or small_stem."
+                f"timm's weights of {backbone} do not fit the small-image stem; leave out pretrained or small_stem."
             )
         return _assemble(method, "small_stem", {"backbone": backbone, **model_args}, kwargs, found)
     return _assemble(method, backbone, model_args, kwargs, found, timm_weights=pretrained and found is None)

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, model_entrypoint, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    model_entrypoint,
+    register_model,
+)
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
@@ -52,10 +58,11 @@ def _shrink_resnet_stem(model: ResNet, padding: int) -> None:
 
 
 # timm modules whose models are of its ResNet class, and those that need no other stem, only other arguments: a patch of
-# a quarter of ImageNet's (16 -> 4) gives a 32 px image 64 tokens; ConvNeXt and Swin halve the size three times after it
+# a quarter of ImageNet's (16 -> 4) gives a 32 px image 64 tokens; Swin halves the size three times after it, ConvNeXt
+# too, where a patch of 2 would bring a fourth halving
 _RESNET_FAMILIES = ("resnet", "res2net", "resnest", "sknet")
 _SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "convnext": {"patch_size": 2},
+    "convnext": {"patch_size": 1},
     "deit": {"patch_size": 4},
     "swin_transformer": {"patch_size": 2, "window_size": 4},
     "vision_transformer": {"patch_size": 4},

@@ -17,7 +17,8 @@ from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 
 __all__: list[str] = []  # register_model adds the names
 
-_ARCHITECTURES = [f"{method}_{size}" for method in ("simco", "simmoco", "mocov1", "mocov2") for size in ("r18", "r34", "r50")]
+_METHODS = ("simco", "simmoco", "mocov1", "mocov2")
+_ARCHITECTURES = [f"{method}_{size}" for method in _METHODS for size in ("r18", "r34", "r50")]
 
 
 def _published_cfgs() -> dict[str, dict[str, Any]]:
@@ -128,4 +129,3 @@ def mocov2_r34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def mocov2_r50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with the small-image stem (23.5 M parameters), for MoCo v2."""
     return _resnet50("mocov2_r50", pretrained, **kwargs)
-

@@ -1,0 +1,6 @@
+"""Training: from images to a published folder."""
+
+from simco_zoo.training.config import TrainingConfig
+from simco_zoo.training.loop import TrainingError, pretrain
+
+__all__ = ["TrainingConfig", "TrainingError", "pretrain"]

@@ -1,0 +1,122 @@
+"""The settings of a training run, with the paper's values as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of ``pretrain``. Defaults are those of the paper's CIFAR runs (official code, ``bash_files``).
+
+    Attributes:
+        epochs: Passes over the images.
+        max_steps: Upper bound on the optimizer's steps; the schedule spans the steps that will really be run.
+        batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
+        lr: Base learning rate, for a batch of 256; it is scaled by batch_size / 256.
+        opt: timm's name of the optimizer; "momentum" is SGD with momentum, not Nesterov's.
+        opt_momentum: The optimizer's momentum.
+        weight_decay: Weight decay, on every parameter unless ``filter_bias_and_norm``.
+        filter_bias_and_norm: Leave biases and norm layers out of weight decay.
+        warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
+        clip_grad: Bound on the gradient's norm, or None.
+        views: Preset of the two random views, "cifar" or "imagenet".
+        amp: "none", "bf16" or "fp16": autocast of the encoder; the loss is fp32 always.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"...; auto takes an accelerator if there is one.
+        channels_last: Memory format of images and weights.
+        compile: Compile the method's forward with torch.compile.
+        workers: Processes that decode images which do not fit in memory.
+        seed: Seed of order and views; the recipe seeds the initial weights with it, too.
+        knn_every: Epochs between measurements of the kNN accuracy; 0 never. The last epoch is always measured.
+        knn_k: Neighbors of that kNN.
+        linear: Measure a linear probe at the end.
+        checkpoint_every: Epochs between checkpoints.
+        keep_checkpoints: Number of checkpoints to keep.
+        log_every: Steps between looks at loss and projections; each look waits for the device.
+    """
+
+    epochs: int = 200
+    max_steps: int | None = None
+    batch_size: int = 256
+    lr: float = 0.03
+    opt: str = "momentum"
+    opt_momentum: float = 0.9
+    weight_decay: float = 5e-4
+    filter_bias_and_norm: bool = False
+    warmup_epochs: float = 10
+    clip_grad: float | None = None
+    views: str = "cifar"
+    amp: str = "none"
+    device: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    workers: int = 0
+    seed: int = 0
+    knn_every: int = 5
+    knn_k: int = 200
+    linear: bool = True
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 2
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "knn_every": 0,
+            "knn_k": 1,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 1,
+            "log_every": 1,
+            "workers": 0,
+            "warmup_epochs": 0,
+            "weight_decay": 0,
+            "opt_momentum": 0,
+            "seed": 0,
+        }
+        for name, bound in at_least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}, but has to be at least {bound}.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}, but has to be at least 1 (or None for no bound).")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, but has to be positive.")
+        if self.amp not in AMP_DTYPES:
+            raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up: lr * batch_size / 256."""
+        return self.lr * self.batch_size / 256
+
+
+AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# settings that may differ between a run and its continuation without changing what it computes
+FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile"}
+
+
+def pick_device(name: str) -> torch.device:
+    """Turns the ``device`` setting into a device.
+
+    Raises:
+        ValueError: If the device is unknown or not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); pass --device cpu or auto.") from error
+    return device

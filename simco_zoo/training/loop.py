@@ -1,0 +1,417 @@
+"""pretrain: images -> views -> model.contrast -> loss -> optimizer -> checkpoint -> published folder."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from simco_zoo.data import ImageData, TwoViews, load_images
+from simco_zoo.data.presets import PRESETS
+from simco_zoo.evaluation import extract_features, knn, linear_probe
+from simco_zoo.hub import save_pretrained
+from simco_zoo.models import ContrastiveModel
+from simco_zoo.models.key_encoder import MomentumModel
+from simco_zoo.models.moco import MoCo
+from simco_zoo.training.checkpoint import find_resume, rng_state, save_checkpoint, set_rng_state
+from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
+from simco_zoo.training.log import draw_curves, hardware, write_log, write_summary
+from simco_zoo.training.optimizer import build_optimizer, build_schedule
+
+COLLAPSED_STD = 0.01  # deviation of the projections, 1 for a uniform sphere, below which nothing is left to learn from
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not finite or the projections collapsed."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds besides the tensors of model and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_knn: float = -math.inf
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def pretrain(
+    model: ContrastiveModel,
+    images: ImageData | str | Path | Any,
+    *,
+    test_images: ImageData | str | Path | Any | None = None,
+    output: str | Path | None = None,
+    config: TrainingConfig | None = None,
+    resume: str = "auto",
+    tag: str | None = None,
+    progress_bar: bool | None = None,
+    **settings: Any,
+) -> Path:
+    """Pretrains a model on images, without their labels.
+
+    The run's folder gets ``log.csv``, ``curves.png`` (if matplotlib is installed), ``summary.json``, ``checkpoints/``
+    and two published folders: ``last/`` and ``best/`` (by kNN accuracy; the last if there are no labels to measure it).
+
+    The order of the images and the views depend on the seed, the epoch, the step and the place in the batch alone.
+
+    Args:
+        model: A model of the zoo; changed in place.
+        images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only.
+        test_images: Images that the kNN accuracy is measured on; ``images`` are its bank. Both need labels.
+        output: The run's folder; default ``runs/NAME``.
+        config: Settings; default the paper's.
+        resume: "auto" goes on from the run's newest checkpoint if there is one, "never" starts afresh, a path goes on
+            from that checkpoint.
+        tag: Tag under which the weights are to be published, e.g. the data set.
+        progress_bar: Show a progress bar; None: if stderr is a terminal.
+        **settings: Settings by name, e.g. ``epochs=10``; they go before those in ``config``.
+
+    Returns:
+        The absolute path of the published folder ``last/``.
+
+    Raises:
+        ValueError: If a setting is out of range, or does not fit the data or the run that is resumed.
+        TrainingError: If the loss is not finite or the projections collapse; the last checkpoint is intact.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint and ``last/`` were written.
+    """
+    config = replace(config or TrainingConfig(), **settings)
+    images = images if isinstance(images, ImageData) else load_images(images)
+    if test_images is not None and not isinstance(test_images, ImageData):
+        test_images = load_images(test_images, split="test")
+    run = Path(output or Path("runs") / (model.architecture or model.method)).absolute()
+    trainer = _Trainer(model, images, test_images, run, config, tag, progress_bar)
+    trainer.prepare(resume)
+    return trainer.run_all()
+
+
+class _Trainer:
+    """One run: its parts are made in ``__init__``, put in their places by ``prepare``, used by ``run_all``."""
+
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        images: ImageData,
+        test_images: ImageData | None,
+        run: Path,
+        config: TrainingConfig,
+        tag: str | None,
+        progress_bar: bool | None,
+    ) -> None:
+        if config.views not in PRESETS:
+            raise ValueError(f"views is {config.views!r}, but has to be one of {', '.join(PRESETS)}.")
+        if len(images) < config.batch_size:
+            raise ValueError(
+                f"batch_size is {config.batch_size}, but there are only {len(images)} images; "
+                f"pass a batch size of at most {len(images)}."
+            )
+        if isinstance(model, MoCo) and model.queue_size >= len(images):
+            warnings.warn(
+                f"the queue of {model.queue_size} keys is as long as the data set of {len(images)} images or longer: "
+                "it holds older keys of the query's own image as negatives; a tenth of the images serves better.",
+                stacklevel=3,
+            )
+        self.model, self.images, self.test_images, self.run, self.config = model, images, test_images, run, config
+        self.tag, self.progress_bar = tag, progress_bar
+        self.device = pick_device(config.device)
+        self.steps_per_epoch = len(images) // config.batch_size
+        self.total_steps = config.epochs * self.steps_per_epoch
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.progress = Progress()
+        self.start_step = 0
+
+    def prepare(self, resume: str) -> None:
+        """Puts everything on the device, restores a checkpoint, and describes the model as it will be published."""
+        config, model = self.config, self.model
+        self.run.mkdir(parents=True, exist_ok=True)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        torch.manual_seed(config.seed)
+
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model.to(self.device, memory_format=memory_format)
+        if isinstance(model, MomentumModel):
+            model.init_key_encoder()
+        self._describe_input()
+        self.views = TwoViews(config.views, size=self.images.image_size, channels_last=config.channels_last)
+        self.optimizer = build_optimizer(model, config)
+        self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.contrast = torch.compile(model.contrast) if config.compile else model.contrast
+
+        state = find_resume(resume, self.run / "checkpoints")
+        if state is not None:
+            self._restore(state)
+
+    def _describe_input(self) -> None:
+        """Writes into the model what it is trained on, so that everyone who loads it prepares images alike."""
+        preset, size = PRESETS[self.config.views], self.images.image_size
+        cfg = {key: value for key, value in self.model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
+        cfg.update(
+            input_size=(3, size, size),
+            mean=tuple(preset.mean),
+            std=tuple(preset.std),
+            interpolation="bicubic",
+            crop_pct=1.0,
+            num_classes=self.model.num_classes,
+        )
+        if self.tag:
+            cfg["tag"] = self.tag
+        self.model.backbone.pretrained_cfg = self.model.backbone.default_cfg = cfg
+
+    # One step, one epoch, the run
+
+    def step(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Runs one optimizer step on a uint8 batch (N, 3, H, W) and returns the detached scalars."""
+        config = self.config
+        view1, view2 = self.views(batch, generator=generator)
+        amp = AMP_DTYPES[config.amp]
+        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+            report = self.contrast(view1, view2, generator=generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(report["loss"]).backward()
+        if config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.step += 1
+        self.schedule.step_update(self.progress.step)
+        return {name: value.detach() for name, value in report.items()}
+
+    def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, Any]:
+        """Runs what is left of an epoch and returns its row of the log."""
+        config, progress, began = self.config, self.progress, time.perf_counter()
+        self.model.train()
+        first = progress.step - epoch * self.steps_per_epoch
+        last = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+        order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
+        index_batches = order[: last * config.batch_size].view(last, config.batch_size)[first:]
+
+        sums: dict[str, Tensor] = {}
+        for batch in self._batches(list(index_batches)):
+            report = self.step(batch, seeded_generator(config.seed, "views", progress.step))
+            for name, value in report.items():
+                sums[name] = sums[name] + value if name in sums else value.clone()
+            bar.update()
+            if progress.step % config.log_every == 0 or progress.step == self.total_steps:
+                self._look(report, bar)
+        means = {name: (value / (last - first)).item() for name, value in sums.items()}
+        seconds = time.perf_counter() - began
+        progress.seconds += seconds
+        if means["proj_std"] < COLLAPSED_STD:
+            raise TrainingError(
+                f"the projections collapsed in epoch {epoch + 1} (deviation {means['proj_std']:.4f}; 1 is uniform): "
+                f"all images look alike to the model; try a smaller learning rate than {config.lr}."
+            )
+        return {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "loss": round(means["loss"], 6),
+            "proj_std": round(means["proj_std"], 5),
+            "positive_similarity": round(means["positive_similarity"], 5),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": round((last - first) * config.batch_size / seconds, 1),
+            "seconds": round(progress.seconds, 1),
+        }
+
+    def run_all(self) -> Path:
+        """Runs every epoch that is left, then publishes; Ctrl-C saves before it ends the run."""
+        progress, config = self.progress, self.config
+        summary_file = self.run / "summary.json"
+        if progress.step >= self.total_steps and summary_file.is_file() and (self.run / "last").is_dir():
+            return self.run / "last"
+        bar = tqdm(
+            total=self.total_steps,
+            initial=progress.step,
+            desc=self.model.architecture or self.model.method,
+            unit="step",
+            disable=None if self.progress_bar is None else not self.progress_bar,
+            dynamic_ncols=True,
+        )
+        row: dict[str, Any] = progress.rows[-1] if progress.rows else {}
+        try:
+            with bar:
+                for epoch in range(progress.step // self.steps_per_epoch, self.epochs):
+                    row = self.run_epoch(epoch, bar)
+                    final = progress.step == self.total_steps
+                    if final or (config.knn_every and (epoch + 1) % config.knn_every == 0):
+                        row.update(self._knn())
+                    progress.rows.append(row)
+                    if row.get("knn_top1", -math.inf) > progress.best_knn:
+                        progress.best_knn = row["knn_top1"]
+                        self._publish("best", row)
+                    self._write_log()
+                    if final or (epoch + 1) % config.checkpoint_every == 0:
+                        self._save()
+        except KeyboardInterrupt:
+            self._save()
+            self._publish("last", {key: row[key] for key in ("loss",) if key in row})
+            raise
+        metrics = {**row, **self._linear()}
+        last = self._publish("last", metrics)
+        if not (self.run / "best").exists():
+            self._publish("best", metrics)
+        write_summary(
+            summary_file,
+            {
+                "loss": row["loss"],
+                "steps": progress.step,
+                "start_step": self.start_step,
+                "knn_top1": row.get("knn_top1"),
+                "linear_top1": metrics.get("linear_top1"),
+                "images_per_second": row["images_per_second"],
+                "seconds": round(progress.seconds, 1),
+                "folder": str(last),
+            },
+        )
+        return last
+
+    # Parts of a step and of an epoch
+
+    def _batches(self, index_batches: list[Tensor]) -> Iterator[Tensor]:
+        """Yields uint8 batches on the device; images that fit in memory are moved there once."""
+        if self.images.images is not None:
+            pool = self.images.images.to(self.device)
+            for indices in index_batches:
+                yield pool[indices.to(self.device)]
+        else:
+            for batch in self.images.batches(index_batches, num_workers=self.config.workers):
+                yield batch.to(self.device, non_blocking=True)
+
+    def _look(self, report: dict[str, Tensor], bar: tqdm) -> None:
+        """Shows the step and stops the run if the loss is not finite."""
+        loss, std = report["loss"].item(), report["proj_std"].item()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {self.progress.step}; lower the learning rate (now {self.config.lr}), "
+                "raise the temperature, or use --amp none; the last checkpoint is intact."
+            )
+        knns = [row["knn_top1"] for row in self.progress.rows if "knn_top1" in row]
+        bar.set_postfix({"loss": f"{loss:.3f}", "std": f"{std:.2f}", **({"kNN": f"{knns[-1]:.1f}"} if knns else {})})
+
+    def _features(self) -> tuple[Any, Any]:
+        bank = extract_features(self.model, self.images, num_workers=self.config.workers)
+        return bank, extract_features(self.model, self.test_images, num_workers=self.config.workers)
+
+    def _measurable(self) -> bool:
+        test = self.test_images
+        return test is not None and self.images.labels is not None and test.labels is not None
+
+    def _knn(self) -> dict[str, float]:
+        """Measures the kNN accuracy on clean images, in percent; nothing without labels."""
+        if not self._measurable():
+            return {}
+        bank, test = self._features()
+        k = min(self.config.knn_k, len(bank.labels))
+        result = knn(bank.features, bank.labels, test.features, test.labels, k=k)
+        return {"knn_top1": round(result["top1"], 3), "knn_top5": round(result["top5"], 3)}
+
+    def _linear(self) -> dict[str, float]:
+        """Measures a linear probe on the final features, in percent; nothing without labels."""
+        if not (self.config.linear and self._measurable()):
+            return {}
+        bank, test = self._features()
+        result = linear_probe(bank.features, bank.labels, test.features, test.labels)
+        return {"linear_top1": round(result["top1"], 3), "linear_top5": round(result["top5"], 3)}
+
+    # Files
+
+    def _publish(self, name: str, metrics: dict[str, Any]) -> Path:
+        self._write_log()
+        kept = ("loss", "knn_top1", "knn_top5", "linear_top1", "linear_top5")
+        measured: dict[str, Any] = {key: metrics[key] for key in kept if key in metrics}
+        if "knn_top1" in measured:
+            measured["knn_k"] = min(self.config.knn_k, len(self.images))
+            measured["knn_temperature"] = 0.1
+        recipe = {
+            **self.config.to_dict(),
+            "steps": self.progress.step,
+            "total_steps": self.total_steps,
+            "seconds": round(self.progress.seconds, 1),
+        }
+        data = {
+            "name": self.images.source,
+            "split": self.images.split,
+            "images": len(self.images),
+            "image_size": self.images.image_size,
+        }
+        return save_pretrained(
+            self.model,
+            self.run / name,
+            recipe=recipe,
+            data=data,
+            metrics=measured,
+            log=self.run / "log.csv",
+            hardware=hardware(self.device),
+            tag=self.tag,
+        )
+
+    def _write_log(self) -> None:
+        write_log(self.run / "log.csv", self.progress.rows)
+        draw_curves(self.run / "curves.png", self.progress.rows, self.run.name)
+
+    def _save(self) -> None:
+        progress = self.progress
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+            "settings": self._settings(),
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "best_knn": progress.best_knn,
+            "rows": progress.rows,
+        }
+        save_checkpoint(self.run / "checkpoints", progress.step, state, self.config.keep_checkpoints)
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued: the recipe, the method, the model, the data."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE_ON_RESUME}
+        model = self.model
+        settings.update({f"model.{key}": value for key, value in model.method_config().items()})
+        settings.update({"model.method": model.method, "model.architecture": model.architecture})
+        settings.update({"data.source": self.images.source, "data.images": len(self.images)})
+        return settings
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        now, then = self._settings(), state["settings"]
+        differing = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+        if differing:
+            listed = "; ".join(f"{key}: {then.get(key)} then, {now.get(key)} now" for key in differing)
+            raise ValueError(
+                f"the run in {self.run} was started with other settings ({listed}); "
+                "use the same, another output folder, or resume='never'."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        set_rng_state(state["rng"])
+        self.progress = Progress(state["step"], state["seconds"], state["best_knn"], state["rows"])
+        self.start_step = state["step"]
+        self.schedule.step_update(self.progress.step)
+
+
+_SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}
+
+
+def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    """Returns a CPU generator for one purpose ("order" of an epoch, "views" of a step) of one run.
+
+    Nothing of it has to be saved: seed and index give the same draws again.
+    """
+    # numpy's SeedSequence mixes the three numbers, so that neighboring seeds and steps share nothing
+    entropy = [seed, sum(map(ord, purpose)), index]
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
