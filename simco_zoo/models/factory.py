@@ -191,7 +191,7 @@ def _assemble(
     if found is not None and load:
         load_backbone(backbone, found)
         if found.projector_file is not None:
-            load_projector(model.projector, found.projector_file)
+            load_projector(model.projector, found)
     model.architecture = architecture
     model.model_args = {**model_args, **{k: arguments[k] for k in ("in_chans", "global_pool") if k in arguments}}
     return model

@@ -100,7 +100,7 @@ def test_momentum_methods_over_three_steps(doubles, method, symmetric):
                     if parameter.grad is not None:
                         parameter -= 0.05 * parameter.grad
         if queue is not None:
-            # the order of equal content: our write starts at the same slot only if all rows but the last five are skipped
+            # of more keys than slots only the newest are written, so the order in the ring may differ
             torch.testing.assert_close(sorted_rows(model.queue), sorted_rows(queue), rtol=1e-8, atol=1e-9)
     keys = [*model.key_encoder.backbone.parameters(), *model.key_encoder.projector.parameters()]
     for ours, theirs in zip(keys, [*key.backbone.parameters(), *key.projector.parameters()], strict=True):
@@ -180,7 +180,7 @@ def test_evaluation_mode_advances_nothing(views):
 
 
 def test_key_encoder_statistics_and_buffers(views):
-    """Batch norm's statistics come from the key's own forwards; other float buffers move by EMA, integers are copied."""
+    """Batch norm's statistics come from the key's own forwards; other float buffers move, integers are copied."""
     model = simco_zoo.create_model("simmoco", backbone="test_resnet", momentum=0.5).train()
     model.backbone.register_buffer("scale", torch.tensor([4.0]))
     model.backbone.register_buffer("count", torch.tensor(3))

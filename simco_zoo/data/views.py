@@ -1,0 +1,339 @@
+"""Two random views of a batch of images, made at once on the batch's own device.
+
+Every image gets parameters of its own, drawn from an explicit generator; the distribution is that of torchvision's
+transforms. The crop is a product with two resampling matrices, one per axis, so that a batch costs two matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simco_zoo.data.presets import PRESETS, ViewPreset
+
+_TRIES = 10  # of a crop that fits, as in torchvision
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What was drawn for one view of N images; all tensors have N rows.
+
+    Attributes:
+        top: Row of the crop's upper edge.
+        left: Column of its left edge.
+        height: Height of the crop in pixels.
+        width: Width of the crop in pixels.
+        flip: Whether the view is mirrored.
+        jitter: Whether the colors are jittered.
+        factors: Brightness, contrast and saturation factors, (N, 3).
+        hue: Hue shift in turns.
+        order: Order of the four color operations, a permutation of 0-3 per row, (N, 4).
+        grayscale: Whether the view becomes gray.
+        blur: Whether it is blurred.
+        sigma: Deviation of the blur in pixels.
+        solarize: Whether it is solarized.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+    jitter: Tensor
+    factors: Tensor
+    hue: Tensor
+    order: Tensor
+    grayscale: Tensor
+    blur: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, rows: slice | Tensor) -> ViewParameters:
+        """Returns the parameters of some images, e.g. of one process's share of a global batch."""
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def to(self, device: torch.device) -> ViewParameters:
+        """Returns the parameters on another device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+class TwoViews:
+    """Makes two random views of a batch.
+
+    Args:
+        preset: A name in ``PRESETS`` ("cifar", "imagenet") or a ``ViewPreset``.
+        size: Side of the views in pixels; None: the preset's, or else that of the images.
+        interpolation: "bicubic" or "bilinear" instead of the preset's.
+        dtype: Type of the views.
+        channels_last: Whether the views are in that memory format.
+
+    Raises:
+        ValueError: If the preset, the interpolation or the size is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        preset: str | ViewPreset = "cifar",
+        size: int | None = None,
+        *,
+        interpolation: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        if isinstance(preset, str):
+            if preset not in PRESETS:
+                raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+            preset = PRESETS[preset]
+        if interpolation is not None:
+            preset = replace(preset, interpolation=interpolation)
+        if preset.interpolation not in _KERNELS:
+            raise ValueError(f"interpolation is {preset.interpolation!r}, but has to be one of {', '.join(_KERNELS)}.")
+        self.size = size if size is not None else preset.size
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size is {self.size}, but a view has at least 1 pixel.")
+        self.preset = preset
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Makes two views.
+
+        Args:
+            batch: Images, uint8 (N, 3, H, W), on any device.
+            generator: Source of the randomness, on the CPU or the batch's device; None: torch's default one.
+
+        Returns:
+            Two tensors (N, 3, size, size), normalized with the preset's mean and std.
+
+        Raises:
+            ValueError: If the batch is not uint8 of that shape.
+        """
+        n, height, width = self._check(batch)
+        first = self.draw(n, height, width, generator)
+        second = self.draw(n, height, width, generator)
+        return self.apply(batch, first), self.apply(batch, second)
+
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
+        """Draws the parameters of one view of n images (height x width), on the generator's device.
+
+        The images' content plays no part, so a process can draw for a global batch and take its own rows.
+        """
+        preset, device = self.preset, generator.device if generator is not None else torch.device("cpu")
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return torch.rand(n, *shape, generator=generator, device=device) * (high - low) + low
+
+        # torchvision's RandomResizedCrop: up to ten tries of area and aspect ratio, the first that fits is taken ...
+        area = height * width * uniform(*preset.scale, _TRIES)
+        ratio = torch.exp(uniform(math.log(preset.ratio[0]), math.log(preset.ratio[1]), _TRIES))
+        widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+        # ... and if none does, the largest central crop of an allowed ratio
+        limited = min(max(width / height, preset.ratio[0]), preset.ratio[1])
+        whole_width = min(width, round(height * limited))
+        whole_height = min(height, round(width / limited))
+        first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+        any_fits = fits.any(dim=1)
+        crop_width = widths.gather(1, first).squeeze(1).where(any_fits, torch.tensor(float(whole_width), device=device))
+        crop_height = (
+            heights.gather(1, first).squeeze(1).where(any_fits, torch.tensor(float(whole_height), device=device))
+        )
+        top = (uniform(0, 1) * (height - crop_height + 1)).floor()
+        left = (uniform(0, 1) * (width - crop_width + 1)).floor()
+        strengths = (preset.brightness, preset.contrast, preset.saturation)
+        spread = torch.tensor(strengths, device=device)
+        return ViewParameters(
+            top=top.where(any_fits, torch.tensor(float((height - whole_height) // 2), device=device)),
+            left=left.where(any_fits, torch.tensor(float((width - whole_width) // 2), device=device)),
+            height=crop_height,
+            width=crop_width,
+            flip=uniform(0, 1) < preset.flip,
+            jitter=uniform(0, 1) < preset.jitter,
+            factors=1 + spread * uniform(-1, 1, 3),
+            hue=uniform(-preset.hue, preset.hue),
+            order=uniform(0, 1, 4).argsort(dim=1),
+            grayscale=uniform(0, 1) < preset.grayscale,
+            blur=uniform(0, 1) < preset.blur,
+            sigma=uniform(*preset.blur_sigma),
+            solarize=uniform(0, 1) < preset.solarize,
+        )
+
+    def apply(self, batch: Tensor, parameters: ViewParameters) -> Tensor:
+        """Makes the view that the parameters describe.
+
+        Args:
+            batch: Images, uint8 (N, 3, H, W).
+            parameters: What was drawn for them.
+
+        Returns:
+            The normalized view (N, 3, size, size).
+        """
+        _, height, _ = self._check(batch)
+        preset, p = self.preset, parameters.to(batch.device)
+        x = crop_resize(batch.float().div_(255), p, self.size or height, preset.interpolation)
+        x = color_jitter(x, p)
+        x = _on_rows(p.grayscale, x, lambda rows, _: to_gray(rows).expand(-1, 3, -1, -1), p)
+        if preset.blur > 0:
+            x = _on_rows(p.blur, x, lambda rows, q: gaussian_blur(rows, q.sigma), p)
+        if preset.solarize > 0:
+            x = _on_rows(p.solarize, x, lambda rows, _: torch.where(rows >= 0.5, 1 - rows, rows), p)
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
+        x = (x - mean).div_(std)
+        return x.to(self.dtype, memory_format=self.memory_format)
+
+    @staticmethod
+    def _check(batch: Tensor) -> tuple[int, int, int]:
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3 or len(batch) == 0:
+            raise ValueError(
+                f"the batch is {batch.dtype} of shape {tuple(batch.shape)}, but views are made of uint8 (N, 3, H, W); "
+                "simco_zoo.data.load_images gives such images."
+            )
+        return len(batch), batch.shape[2], batch.shape[3]
+
+
+def _on_rows(
+    chosen: Tensor,
+    x: Tensor,
+    operation: Callable[[Tensor, ViewParameters], Tensor],
+    parameters: ViewParameters,
+) -> Tensor:
+    """Applies an operation to the chosen images.
+
+    On a CPU only they are computed. On an accelerator all are: to know which were chosen would wait for the device.
+    """
+    if x.device.type == "cpu":
+        rows = torch.nonzero(chosen).squeeze(1)
+        if len(rows):
+            x[rows] = operation(x[rows], parameters[rows])
+        return x
+    return torch.where(chosen.view(-1, 1, 1, 1), operation(x, parameters), x)
+
+
+# The crop
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """The bicubic kernel with a = -0.5, as PIL has it; x >= 0."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x).clamp_(min=0)
+
+
+_KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": _cubic, "bilinear": _triangle}
+
+
+def resampling_matrix(
+    start: Tensor, length: Tensor, size: int, pixels: int, interpolation: str, flip: Tensor | None = None
+) -> Tensor:
+    """Returns the matrices that resample crops of one axis to a common size, as PIL does.
+
+    The kernel widens where the crop shrinks (antialiasing), and its weights are cut at the crop's edges.
+
+    Args:
+        start: First pixel of each crop (N,).
+        length: Its length in pixels (N,).
+        size: Pixels of the result.
+        pixels: Pixels of the whole axis.
+        interpolation: "bicubic" or "bilinear".
+        flip: Whether the result is mirrored (N,), or None.
+
+    Returns:
+        Matrices (N, size, pixels) whose rows sum to 1.
+    """
+    scale = (length / size).unsqueeze(1)
+    position = torch.arange(size, device=start.device, dtype=torch.float32).expand(len(start), size)
+    if flip is not None:
+        position = torch.where(flip.unsqueeze(1), size - 1 - position, position)
+    center = (position + 0.5) * scale
+    pixel = torch.arange(pixels, device=start.device, dtype=torch.float32) - start.unsqueeze(1)
+    distance = (pixel.unsqueeze(1) + 0.5 - center.unsqueeze(2)).div_(scale.clamp(min=1).unsqueeze(2)).abs_()
+    inside = (pixel >= 0) & (pixel < length.unsqueeze(1))
+    weights = _KERNELS[interpolation](distance).mul_(inside.unsqueeze(1))
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def crop_resize(x: Tensor, parameters: ViewParameters, size: int, interpolation: str) -> Tensor:
+    """Crops, flips and resizes images (N, 3, H, W) in [0, 1] to (N, 3, size, size)."""
+    p = parameters
+    rows = resampling_matrix(p.top, p.height, size, x.shape[2], interpolation)
+    columns = resampling_matrix(p.left, p.width, size, x.shape[3], interpolation, p.flip)
+    # PIL keeps 8 bits between the two passes, so what overshoots is cut there, too
+    x = torch.matmul(x, columns.transpose(1, 2).unsqueeze(1)).clamp_(0, 1)
+    return torch.matmul(rows.unsqueeze(1), x).clamp_(0, 1)
+
+
+# Colors
+
+
+def to_gray(x: Tensor) -> Tensor:
+    """Returns the luma (N, 1, H, W) of RGB images, with PIL's weights."""
+    red, green, blue = x.unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
+    """Jitters brightness, contrast, saturation and hue of the chosen images, each in its own random order."""
+    for position in range(4):
+        for index, operation in enumerate(_COLOR_OPERATIONS):
+            chosen = parameters.jitter & (parameters.order[:, position] == index)
+            x = _on_rows(chosen, x, operation, parameters)
+    return x
+
+
+def _brightness(x: Tensor, p: ViewParameters) -> Tensor:
+    return (x * p.factors[:, 0].view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def _contrast(x: Tensor, p: ViewParameters) -> Tensor:
+    mean = to_gray(x).mean(dim=(2, 3), keepdim=True)
+    return torch.lerp(mean, x, p.factors[:, 1].view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def _saturation(x: Tensor, p: ViewParameters) -> Tensor:
+    return torch.lerp(to_gray(x), x, p.factors[:, 2].view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def _hue(x: Tensor, p: ViewParameters) -> Tensor:
+    """Turns the hue of RGB images by way of HSV."""
+    red, green, blue = x.unbind(dim=1)
+    value, smallest = x.amax(dim=1), x.amin(dim=1)
+    chroma = value - smallest
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    hue = hue + 6 * p.hue.view(-1, 1, 1)
+    # each channel falls from value to value - chroma and back, at its own phase of the circle
+    phase = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    k = (hue.unsqueeze(1) + phase) % 6
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+_COLOR_OPERATIONS = (_brightness, _contrast, _saturation, _hue)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blurs images (N, 3, H, W), each with its own deviation sigma (N,) in pixels; edges are repeated."""
+    radius = 6  # three times the largest deviation of the presets
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    n, c, h, w = x.shape
+    weights = kernel.repeat_interleave(c, dim=0)
+    padded = F.pad(x, (radius,) * 4, mode="replicate").reshape(1, n * c, h + 2 * radius, w + 2 * radius)
+    blurred = F.conv2d(padded, weights.view(n * c, 1, -1, 1), groups=n * c)
+    return F.conv2d(blurred, weights.view(n * c, 1, 1, -1), groups=n * c).view(n, c, h, w)

@@ -1,0 +1,8 @@
+"""Evaluation: features, and what they are worth."""
+
+from simco_zoo.evaluation.export import write_features
+from simco_zoo.evaluation.features import Features, extract_features
+from simco_zoo.evaluation.knn import knn
+from simco_zoo.evaluation.linear import linear_probe
+
+__all__ = ["Features", "extract_features", "knn", "linear_probe", "write_features"]

@@ -1,0 +1,86 @@
+"""Weighted nearest-neighbor classification, the field's first look at features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def knn(
+    train_feats: Tensor,
+    train_labels: Tensor,
+    test_feats: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+    *,
+    chunk_size: int = 1024,
+    device: str | torch.device | None = None,
+) -> dict[str, float]:
+    """Classifies by the k most similar training features: each votes with exp(cosine / temperature).
+
+    The protocol of "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018, section 3.4),
+    exact, on clean images, with the customary k = 200 and temperature 0.1.
+
+    Args:
+        train_feats: Features (N, D), of any length per row.
+        train_labels: Class numbers (N,), from 0.
+        test_feats: Features (M, D).
+        test_labels: Class numbers (M,).
+        k: Neighbors that vote, from 1 to N.
+        temperature: Of the votes, > 0.
+        chunk_size: Test rows compared at once.
+        device: Where to compute; None: where the features are.
+
+    Returns:
+        ``top1`` and ``top5`` accuracy in percent; with fewer than 5 classes top5 counts them all.
+
+    Raises:
+        ValueError: If shapes do not match or an argument is out of range.
+    """
+    check_features(train_feats, train_labels, test_feats, test_labels)
+    if not 1 <= k <= len(train_feats):
+        raise ValueError(f"k is {k}, but there are {len(train_feats)} training features; choose k from 1 to that.")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, but has to be positive.")
+    target = torch.device(device) if device is not None else train_feats.device
+    dtype = torch.promote_types(train_feats.dtype, torch.float32)
+    bank = F.normalize(train_feats.to(target, dtype), dim=1)
+    labels = train_labels.to(target, torch.long)
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    hits = torch.zeros(2, dtype=torch.long, device=target)
+    for rows, truth in zip(test_feats.split(chunk_size), test_labels.split(chunk_size), strict=True):
+        similarity = F.normalize(rows.to(target, dtype), dim=1) @ bank.T
+        nearest, index = similarity.topk(k, dim=1)
+        # relative to the nearest, so that a small temperature does not overflow
+        votes = ((nearest - nearest[:, :1]) / temperature).exp()
+        scores = torch.zeros(len(rows), classes, dtype=dtype, device=target).scatter_add_(1, labels[index], votes)
+        hits += count_hits(scores, truth.to(target))
+    return percent(hits, len(test_feats))
+
+
+def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor, test_labels: Tensor) -> None:
+    """Raises ValueError unless features are (N, D) and (M, D) with a label each."""
+    for name, feats, labels in (("train", train_feats, train_labels), ("test", test_feats, test_labels)):
+        if feats.ndim != 2 or labels is None or labels.shape != feats.shape[:1] or len(feats) == 0:
+            shape = None if labels is None else tuple(labels.shape)
+            raise ValueError(
+                f"{name}_feats is {tuple(feats.shape)} and {name}_labels {shape}, but has to be (N, D) and (N,)."
+            )
+    if train_feats.shape[1] != test_feats.shape[1]:
+        raise ValueError(
+            f"train_feats has {train_feats.shape[1]} columns and test_feats {test_feats.shape[1]}; "
+            "both have to come from the same model."
+        )
+
+
+def count_hits(scores: Tensor, truth: Tensor) -> Tensor:
+    """Returns how many rows have the truth first, and among the first five, of scores (N, C)."""
+    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == truth.unsqueeze(1)
+    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+
+
+def percent(hits: Tensor, total: int) -> dict[str, float]:
+    """Returns hits as ``top1`` and ``top5`` in percent."""
+    return {"top1": 100 * hits[0].item() / total, "top5": 100 * hits[1].item() / total}

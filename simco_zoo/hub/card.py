@@ -1,0 +1,171 @@
+"""The model card: a README made from config.json alone, so that the same folder has the same card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+METHOD_NAMES = {"simco": "SimCo", "simmoco": "SimMoCo", "mocov1": "MoCo v1", "mocov2": "MoCo v2"}
+_RECIPE_ROWS = {
+    "epochs": "epochs",
+    "steps": "steps",
+    "batch_size": "batch size",
+    "lr": "base learning rate (per 256 images)",
+    "opt": "optimizer (timm's name)",
+    "weight_decay": "weight decay",
+    "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
+    "views": "views",
+    "amp": "precision",
+    "seed": "seed",
+    "seconds": "seconds of training",
+}
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """Makes the model card of a published folder.
+
+    Args:
+        config: config.json with its ``simco_zoo`` section.
+
+    Returns:
+        README.md with the YAML header that the Hub reads.
+    """
+    section = config["simco_zoo"]
+    method, data, metrics = METHOD_NAMES[section["method"]], section["data"], section["metrics"]
+    tag = config["pretrained_cfg"].get("tag")
+    name = config["architecture"] + (f".{tag}" if tag else "")
+    if config["architecture"] not in ("small_stem",) and "_" not in config["architecture"]:
+        name = f"{section['method']}-{name}"
+    header = ModelCardData(
+        license="apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=[
+            "simco-zoo",
+            "self-supervised-learning",
+            "contrastive-learning",
+            section["method"],
+            "timm",
+            "transformers",
+        ],
+        model_name=name,
+        eval_results=_eval_results(data, metrics) or None,
+    )
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {name}",
+        f"A backbone trained without labels by {method}"
+        + (f" on {data['name']}" if data.get("name") else "")
+        + '; see "Dual Temperature Helps Contrastive Learning Without Many Negative Samples: Towards Understanding and '
+        'Simplifying MoCo" (CVPR 2022, arXiv:2203.17248). Made with simco-zoo.',
+        "## Use\n" + _usage(config, name),
+        "## Training\n" + _training(config),
+    ]
+    if metrics:
+        parts.append("## Evaluation\n" + _evaluation(metrics))
+    parts.append(
+        "## Terms\nThe weights are licensed under Apache-2.0. The training images are not part of this repository; "
+        "their own terms are those of the data set named above"
+        + (" (no source states a license for CIFAR's images)." if "cifar" in str(data.get("name", "")) else ".")
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _eval_results(data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalResult]:
+    names = {
+        "knn_top1": "kNN top-1 (%)",
+        "knn_top5": "kNN top-5 (%)",
+        "linear_top1": "linear probe top-1 (%)",
+        "linear_top5": "linear probe top-5 (%)",
+    }
+    dataset = str(data.get("name") or "images")
+    return [
+        EvalResult(
+            task_type="image-feature-extraction",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type="accuracy",
+            metric_name=label,
+            metric_value=metrics[key],
+        )
+        for key, label in names.items()
+        if key in metrics
+    ]
+
+
+def _usage(config: dict[str, Any], name: str) -> str:
+    source = "FOLDER_OR_REPOSITORY"
+    size = config["pretrained_cfg"]["input_size"]
+    text = f"""`{source}` is `local-dir:PATH` for this folder on disk, or `hf-hub:org/name` on the Hub.
+
+```python
+import simco_zoo
+
+model = simco_zoo.create_model("{source}", pretrained=True).eval()
+transform = simco_zoo.data.resolve_transform(model)   # PIL image -> tensor {tuple(size)}
+features = model(transform(image)[None])              # (1, {config["num_features"]})
+```
+
+```python
+import simco_zoo, timm                                # the import makes the architecture known to timm
+
+backbone = timm.create_model("{source}", pretrained=True, num_classes=10)   # for fine-tuning
+```
+
+```python
+import simco_zoo
+from transformers import AutoModel
+
+backbone = AutoModel.from_pretrained("PATH_OR_REPOSITORY")
+```
+"""
+    if config["architecture"].endswith(("_r18", "_r34", "_r50")):
+        depth = config["architecture"].rsplit("_r", 1)[-1]
+        text += f"""
+Without this package, in plain timm (torchvision's ResNet takes the same lines, with `fc = nn.Identity()`):
+
+```python
+model = timm.create_model("resnet{depth}", num_classes=0)
+model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+```
+"""
+    return text.rstrip()
+
+
+def _training(config: dict[str, Any]) -> str:
+    section = config["simco_zoo"]
+    loss, data, recipe = section["loss"], section["data"], section["recipe"]
+    if "tau_beta" in loss:
+        described = f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
+    else:
+        described = f"{loss['name']}, temperature {loss['temperature']:g}"
+    rows = [("method", METHOD_NAMES[section["method"]]), ("loss", described)]
+    if data.get("name"):
+        rows.append(("data", f"{data['name']}, {data.get('split')}: {data.get('images'):,} images"))
+        rows.append(("image size", f"{data.get('image_size')} px"))
+    rows += [(label, str(recipe[key])) for key, label in _RECIPE_ROWS.items() if recipe.get(key) is not None]
+    if section["hardware"]:
+        rows.append(("hardware", section["hardware"]))
+    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in section["versions"].items())))
+    rest = {k: v for k, v in section["method_config"].items() if k not in ("temperature", "dt_m") and v is not None}
+    rows.append(("method's arguments", ", ".join(f"{key} {value}" for key, value in rest.items())))
+    return _table(("setting", "value"), rows)
+
+
+def _evaluation(metrics: dict[str, Any]) -> str:
+    rows = []
+    if "knn_top1" in metrics:
+        k, temperature = metrics.get("knn_k", 200), metrics.get("knn_temperature", 0.1)
+        protocol = f"k = {k}, cosine, exp(s / {temperature}) votes, clean images, bank: the training images"
+        rows.append(("kNN", f"{metrics['knn_top1']:.2f}", f"{metrics['knn_top5']:.2f}", protocol))
+    if "linear_top1" in metrics:
+        protocol = "logistic regression on standardized features of clean images, weight decay by held-out images"
+        rows.append(("linear probe", f"{metrics['linear_top1']:.2f}", f"{metrics['linear_top5']:.2f}", protocol))
+    return _table(("protocol", "top-1 (%)", "top-5 (%)", "how"), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,0 +1,63 @@
+"""A model's fingerprint: its features of an image that is made by a formula.
+
+The image passes the model's own transform, so that a wrong stem, normalization, interpolation or a lost buffer is seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from simco_zoo.data.transforms import resolve_transform
+
+TOLERANCE = 1e-3  # relative; features differ by less between machines
+
+
+def pseudo_image(side: int) -> Image.Image:
+    """Makes an RGB image (side x side) of waves, the same everywhere: a formula, no generator."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = [np.sin(7 * x + 3 * y * (c + 1)) * np.cos(11 * y - 5 * x * (c + 1)) for c in range(3)]
+    return Image.fromarray(np.round(127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Computes a model's fingerprint on the CPU in fp32.
+
+    Args:
+        model: A model of the zoo or of timm; not changed.
+
+    Returns:
+        ``mean``, ``norm`` and the ``first`` eight of the pooled features, and the ``side`` of the image.
+    """
+    size = model.pretrained_cfg["input_size"][-1]
+    side = size * 3 // 2  # larger than the input, so that the resize takes part
+    image = resolve_transform(model)(pseudo_image(side))
+    channels = model.pretrained_cfg["input_size"][0]
+    backbone = copy.deepcopy(getattr(model, "backbone", model)).cpu().float().eval()
+    with torch.no_grad():
+        features = backbone.forward_head(backbone.forward_features(image[None, :channels]), pre_logits=True)[0]
+    values = features.double()
+    return {
+        "side": side,
+        "mean": values.mean().item(),
+        "norm": values.norm().item(),
+        "first": values[:8].tolist(),
+    }
+
+
+def compare_fingerprints(expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Returns None if two fingerprints agree to 1e-3 of the features' norm, or a sentence that says where not."""
+    scale = max(abs(expected["norm"]), 1e-12)
+    for name in ("mean", "norm", "first"):
+        pairs = zip(np.atleast_1d(expected[name]), np.atleast_1d(found[name]), strict=True)
+        off = max(abs(a - b) for a, b in pairs) / scale
+        if not off <= TOLERANCE:
+            return (
+                f"{name} of the features is off by {off:.2g} of their norm ({found[name]}, published {expected[name]})"
+            )
+    return None
