@@ -234,9 +234,8 @@ class _ClosedGradientLoss(torch.autograd.Function):
 
         if grad_query is not None:
             grad_query.addcmul_(strength[:, None], positives, value=-1)
-        grad_key = None
-        if key_needs:
-            grad_key = grad_pools[0] if in_batch else torch.zeros_like(key)
+        grad_key = grad_pools[0] if in_batch else (torch.zeros_like(key) if key_needs else None)
+        if grad_key is not None:
             grad_key[offset : offset + n].addcmul_(strength[:, None], query, value=-1)
         ctx.save_for_backward(grad_query, grad_key, grad_pools[-1] if negatives_need else None)
         return losses.mean()

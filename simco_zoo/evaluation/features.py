@@ -87,7 +87,7 @@ def extract_features(
     # convolutions read channels-last images faster; weights in another format are laid out anew in every forward
     channels_last = parameter.device.type != "mps" and any(isinstance(m, nn.Conv2d) for m in model.modules())
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model.eval().to(target, memory_format=memory_format)
+    model.eval().to(target).to(memory_format=memory_format)
     collected: list[Tensor] = []
     total = -(-len(images) // batch_size)
     batches = tqdm(

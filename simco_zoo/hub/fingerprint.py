@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from simco_zoo.data.transforms import resolve_transform
 
@@ -25,7 +24,7 @@ def pseudo_image(side: int) -> Image.Image:
     return Image.fromarray(np.round(127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8))
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
+def fingerprint(model: Any) -> dict[str, Any]:
     """Computes a model's fingerprint on the CPU in fp32.
 
     Args:

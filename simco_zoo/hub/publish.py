@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -23,6 +23,9 @@ from simco_zoo.hub.card import model_card
 from simco_zoo.hub.fingerprint import fingerprint
 from simco_zoo.hub.weights import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, _parse_config
 from simco_zoo.version import __version__
+
+if TYPE_CHECKING:  # models imports this package to find weights
+    from simco_zoo.models import ContrastiveModel
 
 FORMAT = 1  # of the "simco_zoo" section in config.json
 _INPUT_KEYS = (
@@ -43,7 +46,7 @@ _INPUT_KEYS = (
 
 
 def save_pretrained(
-    model: nn.Module,
+    model: ContrastiveModel,
     folder: str | Path,
     *,
     recipe: dict[str, Any] | None = None,
@@ -116,7 +119,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    model_or_folder: nn.Module | str | Path,
+    model_or_folder: ContrastiveModel | str | Path,
     repo_id: str,
     *,
     revision: str | None = None,
@@ -210,7 +213,7 @@ def _as_saved(backbone: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     return backbone
 
 
-def _config(model: nn.Module, tag: str | None) -> dict[str, Any]:
+def _config(model: ContrastiveModel, tag: str | None) -> dict[str, Any]:
     """Returns timm's part of config.json. It never puts num_classes into model_args: transformers fails on that."""
     cfg = {key: value for key, value in model.pretrained_cfg.items() if key in _INPUT_KEYS and value is not None}
     if tag:
@@ -231,7 +234,7 @@ def _config(model: nn.Module, tag: str | None) -> dict[str, Any]:
     return config
 
 
-def _loss(model: nn.Module) -> dict[str, Any]:
+def _loss(model: ContrastiveModel) -> dict[str, Any]:
     dt_m = getattr(model, "dt_m", None)
     if dt_m is None:
         return {"name": "InfoNCE", "temperature": model.temperature}

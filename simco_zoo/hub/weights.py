@@ -291,7 +291,7 @@ def _unreachable(what: str, repo_id: str, model: str, error: Exception) -> Weigh
 # Loading
 
 
-def load_backbone(backbone: nn.Module, found: WeightsFolder) -> None:
+def load_backbone(backbone: Any, found: WeightsFolder) -> None:
     """Loads verified weights into a backbone: strict keys, timm's adaptation of input channels and classifier.
 
     Raises:
@@ -390,7 +390,7 @@ def with_verified_weights(variant: str, kwargs: dict[str, Any]) -> dict[str, Any
     return {**kwargs, "pretrained_cfg_overlay": {**overlay, **verified}}
 
 
-def _input_channels(backbone: nn.Module) -> int:
+def _input_channels(backbone: Any) -> int:
     first = backbone.pretrained_cfg.get("first_conv")
     if not first:
         return 3

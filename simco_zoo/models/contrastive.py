@@ -32,6 +32,8 @@ class ContrastiveModel(nn.Module):
     """
 
     method: ClassVar[str] = ""
+    backbone: Any  # timm's models share an interface, but no class
+    projector: nn.Sequential
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class ContrastiveModel(nn.Module):
         """
         return embed(self.backbone, self.projector, x)
 
-    def embed_views(self, encoder: nn.Module, *views: Tensor, joint: bool | None = None) -> tuple[Tensor, ...]:
+    def embed_views(self, encoder: Any, *views: Tensor, joint: bool | None = None) -> tuple[Tensor, ...]:
         """Projects views of (N, C, H, W) with an encoder that has ``backbone`` and ``projector``.
 
         One forward for all views if ``joint`` (default: ``joint_bn``), otherwise one for each.
@@ -151,7 +153,7 @@ class ContrastiveModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of parameters that timm leaves out of weight decay."""
-        names = getattr(self.backbone, "no_weight_decay", set)()
+        names: set[str] = getattr(self.backbone, "no_weight_decay", set)()
         return {f"backbone.{name}" for name in names}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -170,7 +172,7 @@ class ContrastiveModel(nn.Module):
         return {name: rename(spec) for name, spec in self.backbone.group_matcher(coarse=coarse).items()}
 
 
-def embed(backbone: nn.Module, projector: nn.Module, x: Tensor) -> Tensor:
+def embed(backbone: Any, projector: nn.Module, x: Tensor) -> Tensor:
     """Maps images (B, C, H, W) to unit vectors (B, proj_dim) through a backbone and a projector.
 
     Raises:

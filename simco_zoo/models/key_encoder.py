@@ -19,6 +19,8 @@ class KeyEncoder(nn.Module):
         model: The model whose encoder is copied (the query encoder).
     """
 
+    backbone: Any
+
     def __init__(self, model: ContrastiveModel) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)

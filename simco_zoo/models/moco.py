@@ -125,7 +125,7 @@ class MoCo(MomentumModel):
         """Makes the key encoder and the queue (random unit rows, always the same), unless they are there already."""
         super().init_key_encoder()
         if self.queue is None:
-            weight = self.projector[-1].weight
+            weight = next(self.projector.parameters())
             rows = torch.randn(self.queue_size, self.proj_dim, generator=torch.Generator().manual_seed(0))
             self.queue = F.normalize(rows, dim=1).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
             self.queue_pointer = torch.zeros((), dtype=torch.long, device=weight.device)

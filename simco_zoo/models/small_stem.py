@@ -15,7 +15,7 @@ from timm.models import (
     model_entrypoint,
     register_model,
 )
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import ResNet
 from torch import nn
 
 from simco_zoo.hub.weights import strict_filter, with_verified_weights
@@ -27,7 +27,7 @@ class SmallStemResNet(ResNet):
     """timm's ResNet with one 3x3 convolution of stride 1 as stem and no max-pooling.
 
     Args:
-        block: ``BasicBlock`` or ``Bottleneck``.
+        block: timm's class ``BasicBlock`` or ``Bottleneck``.
         layers: Number of blocks in each of the four stages.
         channels: Base width of each stage; the stem has the width of the first.
         stem_padding: Padding of the stem's convolution; 1 keeps the image's size, the paper's official code has 2.
@@ -36,7 +36,7 @@ class SmallStemResNet(ResNet):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Any,
         layers: tuple[int, ...],
         channels: tuple[int, ...] = (64, 128, 256, 512),
         stem_padding: int = 1,
@@ -47,8 +47,8 @@ class SmallStemResNet(ResNet):
         _shrink_resnet_stem(self, stem_padding)
 
 
-def _shrink_resnet_stem(model: ResNet, padding: int) -> None:
-    last = model.conv1[-1] if isinstance(model.conv1, nn.Sequential) else model.conv1
+def _shrink_resnet_stem(model: Any, padding: int) -> None:
+    last: Any = model.conv1[-1] if isinstance(model.conv1, nn.Sequential) else model.conv1
     conv = nn.Conv2d(model.in_chans, last.out_channels, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes the rest
     model.conv1 = conv.to(last.weight.device, last.weight.dtype)
@@ -127,6 +127,7 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
         return model
 
     base = get_pretrained_cfg(backbone)
+    assert base is not None  # every entry point of timm's own has one
     own = {"first_conv": base.first_conv, "classifier": base.classifier, "fixed_input_size": base.fixed_input_size}
     kwargs["pretrained_cfg_overlay"] = {**own, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     if pretrained:

@@ -30,7 +30,7 @@ def _published_cfgs() -> dict[str, dict[str, Any]]:
     return cfgs
 
 
-default_cfgs = generate_default_cfgs(_published_cfgs())
+default_cfgs = generate_default_cfgs({**_published_cfgs()})
 
 
 def _resnet(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -100,7 +100,7 @@ def find_resume(resume: str, folder: Path) -> dict[str, Any] | None:
 
 def rng_state() -> dict[str, Any]:
     """Returns the state of the global generators, which drop path and mixup draw from, as plain values and tensors."""
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),

@@ -140,7 +140,7 @@ class _Trainer:
         torch.manual_seed(config.seed)
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        model.to(self.device, memory_format=memory_format)
+        model.to(self.device).to(memory_format=memory_format)
         if isinstance(model, MomentumModel):
             model.init_key_encoder()
         self._describe_input()
@@ -342,7 +342,8 @@ class _Trainer:
             "seconds": round(self.progress.seconds, 1),
         }
         data = {
-            "name": self.images.source,
+            # of a local folder only the name: its path says nothing to those who load the weights
+            "name": Path(self.images.source).name if Path(self.images.source).exists() else self.images.source,
             "split": self.images.split,
             "images": len(self.images),
             "image_size": self.images.image_size,
