@@ -22,7 +22,7 @@ import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.models.factory import METHODS
 from simco_zoo.training import TrainingConfig, TrainingError, pretrain
-from simco_zoo.training.settings import add_settings, read_settings
+from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 METHOD_SETTINGS = ("temperature", "dt_m", "momentum", "queue_size", "symmetric", "joint_bn", "bn_splits")
 METHOD_SETTINGS += ("proj_hidden_dim", "proj_dim")
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{min(steps, config.max_steps or steps)} steps of {config.batch_size} images, peak lr {config.peak_lr:g}")
     print(f"output: {output}", flush=True)
 
+    write_settings(output / "config.yaml", args)
     try:
         folder = pretrain(
             model,

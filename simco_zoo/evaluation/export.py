@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from simco_zoo.evaluation.features import Features
+from simco_zoo.evaluation.features import Features, extract_features
 
 
 def write_features(features: Features, path: str | Path) -> Path:
@@ -82,3 +84,58 @@ def _write_parquet(features: Features, path: Path) -> None:
 
 
 _WRITERS = {".safetensors": _write_safetensors, ".npz": _write_npz, ".parquet": _write_parquet}
+
+
+def extract_to_file(
+    model_name: str,
+    images: Any,
+    output: str | Path,
+    *,
+    weights: str | None = None,
+    split: str = "train",
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: str = "auto",
+    **load: Any,
+) -> dict[str, Any]:
+    """Extracts the features of images with a published model and writes them to a file.
+
+    Images that cannot be read are listed on stderr and left out.
+
+    Args:
+        model_name: A name with weights, ``local-dir:PATH`` or ``hf-hub:org/name``.
+        images: A folder, a data set of the Hub, or "photos".
+        output: File that ends in .safetensors, .npz or .parquet.
+        weights: A file or folder of weights instead of the published ones; "none" for an untrained network.
+        split: Which part of the images.
+        batch_size: Images per forward.
+        num_workers: Processes that decode images which do not fit in memory.
+        device: "auto", "cpu", "cuda"...
+        **load: Further arguments of ``load_images``.
+
+    Returns:
+        ``count``, ``dim``, ``skipped`` (their number) and ``output`` (absolute path).
+
+    Raises:
+        ValueError: If the output's suffix is unknown or no image can be read.
+    """
+    from simco_zoo.models import create_model
+    from simco_zoo.training.config import pick_device
+
+    writer_for(Path(output))
+    model = create_model(model_name, pretrained=weights != "none", weights=None if weights == "none" else weights)
+    features = extract_features(
+        model,
+        images,
+        batch_size,
+        split=split,
+        device=pick_device(device),
+        num_workers=num_workers,
+        progress_bar=True,
+        **load,
+    )
+    for name, reason in features.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    path = write_features(features, output)
+    dim = features.features.shape[1]
+    return {"count": len(features), "dim": dim, "skipped": len(features.skipped), "output": str(path)}

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from simco_zoo.training.log import write_atomically
+
 Config = TypeVar("Config")
 
 
@@ -56,6 +58,14 @@ def read_settings(
     args = parser.parse_args(argv)
     names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return args, config_class(**{name: getattr(args, name) for name in names})
+
+
+def write_settings(path: Path, args: argparse.Namespace) -> None:
+    """Writes all settings of a run as YAML that ``--config`` takes again."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings.pop("config")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(settings, sort_keys=True))
 
 
 def _read_yaml(path: Path, actions: dict[str, argparse.Action]) -> dict[str, Any]:

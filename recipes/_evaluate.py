@@ -1,0 +1,55 @@
+"""What knn.py and linear_probe.py share: the arguments, and the features of both splits."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import simco_zoo
+from simco_zoo.evaluation import Features, extract_features
+from simco_zoo.training.config import pick_device
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="simco_r18_025", help="name, local-dir:PATH or hf-hub:org/name")
+    parser.add_argument("--weights", help="file or folder of weights; none for the untrained network")
+    parser.add_argument("--dataset", default="photos", help="folder, data set of the Hub, or photos (built in)")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--test-split", default="test")
+    parser.add_argument("--image-column")
+    parser.add_argument("--label-column")
+    parser.add_argument("--limit", type=int, help="use only so many images of each split")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained network's weights")
+    return parser
+
+
+def extract_splits(args: argparse.Namespace) -> tuple[Features, Features]:
+    """Returns the features of the training and the test split, both with labels."""
+    torch.manual_seed(args.seed)
+    trained = args.weights != "none"
+    model = simco_zoo.create_model(args.model, pretrained=trained, weights=args.weights if trained else None)
+    state = "trained" if trained else "untrained"
+    print(f"{args.model} ({state}) on {args.dataset}: {args.train_split} -> {args.test_split}", flush=True)
+    found = [
+        extract_features(
+            model,
+            args.dataset,
+            args.batch_size,
+            split=split,
+            device=pick_device(args.device),
+            num_workers=args.workers,
+            progress_bar=True,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            limit=args.limit,
+        )
+        for split in (args.train_split, args.test_split)
+    ]
+    if any(features.labels is None for features in found):
+        raise ValueError(f"{args.dataset} has no labels; accuracy needs them (name the column with --label-column).")
+    return found[0], found[1]

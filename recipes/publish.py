@@ -1,0 +1,53 @@
+"""Publish a run's folder on the Hugging Face Hub, with card, config, log and checksums.
+
+    python recipes/publish.py --folder runs/NAME/best --repo ORG/NAME --dry-run
+
+Log in first (hf auth login) or set HF_TOKEN. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from simco_zoo.hub import push_to_hub
+from simco_zoo.hub.verify import verify
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="a published folder, e.g. runs/NAME/best")
+    parser.add_argument("--repo", required=True, help="ORG/NAME; made if it does not exist")
+    parser.add_argument("--revision", help="branch to commit to; default the main one")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--overwrite-card", action="store_true", help="replace a README that was edited on the Hub")
+    parser.add_argument("--dry-run", action="store_true", help="verify the folder and say what would be sent")
+    args = parser.parse_args(argv)
+
+    problems = [check for check in verify(args.folder) if check.problem]
+    if problems:
+        raise ValueError("; ".join(f"{check.name}: {check.problem}" for check in problems))
+    files = sorted(file for file in args.folder.iterdir() if file.is_file())
+    print(f"{args.folder} -> {args.repo}" + (f" ({args.revision})" if args.revision else ""))
+    for file in files:
+        print(f"  {file.name}  {file.stat().st_size / 1e6:.2f} MB")
+    result: dict[str, object] = {"repo": args.repo, "files": [file.name for file in files], "dry_run": args.dry_run}
+    if not args.dry_run:
+        result["commit"] = push_to_hub(
+            args.folder,
+            args.repo,
+            revision=args.revision,
+            private=args.private,
+            overwrite_card=args.overwrite_card,
+        )
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
