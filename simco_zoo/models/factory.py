@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 from timm.models import parse_model_name, split_model_name_tag
-from torch import nn
 
 from simco_zoo.hub.weights import WeightsFolder, load_backbone, load_projector, resolve
 from simco_zoo.models import zoo
@@ -54,7 +53,7 @@ def create_model(
     small_stem: bool = False,
     cache_dir: str | Path | None = None,
     **kwargs: Any,
-) -> nn.Module:
+) -> ContrastiveModel:
     """Creates a model of the zoo: a timm backbone with the head and loss of its method.
 
     Args:
@@ -114,7 +113,7 @@ def _create_published(
     backbone_kwargs: dict[str, Any] | None,
     cache_dir: str | Path | None,
     kwargs: dict[str, Any],
-) -> nn.Module:
+) -> ContrastiveModel:
     """Creates the model that a published folder or repository describes."""
     if weights is not None:
         raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
@@ -140,7 +139,7 @@ def _create_free(
     pretrained: bool,
     weights: str | Path | None,
     kwargs: dict[str, Any],
-) -> nn.Module:
+) -> ContrastiveModel:
     """Puts a method around any timm backbone."""
     found = resolve("small_stem" if small_stem else backbone, weights=weights) if weights is not None else None
     model_args = dict(backbone_kwargs or {})
@@ -164,7 +163,7 @@ def _assemble(
     *,
     load: bool = True,
     timm_weights: bool = False,
-) -> nn.Module:
+) -> ContrastiveModel:
     """Builds the backbone with timm, loads what was found, and puts the method around it.
 
     Args:
@@ -184,7 +183,7 @@ def _assemble(
     if found is not None:
         build["pretrained_cfg"] = found.timm_cfg()
 
-    if build.get("features_only"):
+    if build.get("features_only"):  # the one case of another type, as in timm
         return timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
     backbone = timm.create_model(architecture, pretrained=timm_weights, **build)
     model = method(backbone, **method_arguments)
