@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simco_zoo
-from simco_zoo.data import ImageData, load_images
+from simco_zoo.data import ImageData, load_images, normalize
 from simco_zoo.evaluation import extract_features, knn
 from simco_zoo.training import pretrain
 
@@ -89,7 +89,7 @@ def draw_map(path: Path, images: ImageData, features: Tensor) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--epochs", type=int, default=6, help="of the training from scratch")
+    parser.add_argument("--epochs", type=int, default=8, help="of the training from scratch")
     parser.add_argument("--limit", type=int, help="use only so many patches of each photograph's")
     args = parser.parse_args(argv)
     began = time.perf_counter()
@@ -109,9 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
     print("2. extract features, and classify the test patches by their nearest training patches", flush=True)
     top1: dict[str, float] = {}
-    pixels = [
-        simco_zoo.data.normalize(part.images, shipped.pretrained_cfg).flatten(1) for part in (images, test_images)
-    ]
+    pixels = [normalize(part.images, shipped.pretrained_cfg).flatten(1) for part in (images, test_images)]
     top1["raw pixels"] = measure(*pixels, images, test_images)
     untrained = [extract_features(scratch, part).features for part in (images, test_images)]
     top1["untrained network"] = measure(*untrained, images, test_images)
@@ -126,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
         output=args.output / "pretrain",
         resume="never",
         epochs=args.epochs,
-        batch_size=min(128, len(images)),
-        lr=0.12,
+        batch_size=min(256, len(images)),
+        lr=0.06,
         knn_every=2,
         linear=False,
         tag="photos",

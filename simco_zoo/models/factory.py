@@ -184,7 +184,8 @@ def _assemble(
         build["pretrained_cfg"] = found.timm_cfg()
 
     if build.get("features_only"):  # the one case of another type, as in timm
-        return timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
+        maps: Any = timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
+        return maps
     backbone = timm.create_model(architecture, pretrained=timm_weights, **build)
     model = method(backbone, **method_arguments)
     if found is not None and load:

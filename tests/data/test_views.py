@@ -121,9 +121,8 @@ def test_color_operations_run_in_the_drawn_order():
     orders = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [0, 1, 2, 3]])
     factors = torch.tensor([[1.3, 0.7, 1.4]]).repeat(4, 1)
     jitter = torch.tensor([True, True, True, False])
-    ours = color_jitter(
-        x.clone(), parameters(4, jitter=jitter, order=orders, factors=factors, hue=torch.full((4,), 0.05))
-    )
+    p = parameters(4, jitter=jitter, order=orders, factors=factors, hue=torch.full((4,), 0.05))
+    ours = color_jitter(x.clone(), p)
     adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
     values = [1.3, 0.7, 1.4, 0.05]
     for i in range(4):
