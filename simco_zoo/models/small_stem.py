@@ -42,16 +42,23 @@ class SmallStemResNet(ResNet):
         stem_padding: int = 1,
         **kwargs: Any,
     ) -> None:
-        # timm's plain stem has 64 channels whatever the stages have; its deep stem ends with twice stem_width
+        # timm's plain stem has 64 channels whatever the stages have; its deep stem ends with twice stem_width, and one
+        # convolution takes its place
         super().__init__(block, layers, channels=channels, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
+        setattr(self, "conv1", self.conv1[-1])  # noqa: B010 (timm declares a Sequential)
         _shrink_resnet_stem(self, stem_padding)
 
 
 def _shrink_resnet_stem(model: Any, padding: int) -> None:
-    last: Any = model.conv1[-1] if isinstance(model.conv1, nn.Sequential) else model.conv1
-    conv = nn.Conv2d(model.in_chans, last.out_channels, 3, stride=1, padding=padding, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes the rest
-    model.conv1 = conv.to(last.weight.device, last.weight.dtype)
+    """Gives a freshly built ResNet the small-image stem: a plain stem becomes a 3x3, a deep one loses its stride."""
+    if isinstance(model.conv1, nn.Sequential):
+        first: Any = model.conv1[0]
+        first.stride, first.padding = (1, 1), (padding, padding)
+    else:
+        last: Any = model.conv1
+        conv = nn.Conv2d(model.in_chans, last.out_channels, 3, stride=1, padding=padding, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes the rest
+        model.conv1 = conv.to(last.weight.device, last.weight.dtype)
     model.maxpool = nn.Identity()
     for info in model.feature_info:
         info["reduction"] = max(info["reduction"] // 4, 1)
@@ -93,8 +100,8 @@ default_cfgs = generate_default_cfgs({"small_stem": small_cfg()})
 def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: Any) -> nn.Module:
     """Any timm backbone adapted to small images, under a name of its own so that no file can be taken for timm's.
 
-    ResNets and their relatives get one 3x3 convolution of stride 1 as stem, without max-pooling; ConvNeXt, DeiT, Swin
-    and ViT get a smaller patch, and an ``img_size`` of 32 px unless given.
+    ResNets and their relatives lose stride and max-pooling of their stem, and a plain stem's 7x7 convolution becomes a
+    3x3; ConvNeXt, DeiT, Swin and ViT get a smaller patch, and an ``img_size`` of 32 px unless given.
 
     Args:
         pretrained: Load weights; they have to come from a folder or repository of this architecture.

@@ -205,8 +205,9 @@ class _Trainer:
             for name, value in report.items():
                 sums[name] = sums[name] + value if name in sums else value.clone()
             bar.update()
-            if progress.step % config.log_every == 0 or progress.step == self.total_steps:
+            if progress.step % config.log_every == 0:
                 self._look(report, bar)
+        self._look(report, bar)  # before anything of this epoch is saved
         means = {name: (value / (last - first)).item() for name, value in sums.items()}
         seconds = time.perf_counter() - began
         progress.seconds += seconds

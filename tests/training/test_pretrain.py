@@ -1,0 +1,276 @@
+"""The training loop: determinism, resume, schedule, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import simco_zoo
+from simco_zoo.data import load_images
+from simco_zoo.training import TrainingConfig, TrainingError, pretrain
+from simco_zoo.training import loop as loop_module
+from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
+from simco_zoo.training.config import pick_device
+from simco_zoo.training.loop import seeded_generator
+from simco_zoo.training.optimizer import build_optimizer, build_schedule
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "knn_every": 2, "linear": False, "progress_bar": False, "device": "cpu"}
+
+
+def model(method: str = "simco", seed: int = 0, **kwargs) -> simco_zoo.models.ContrastiveModel:
+    torch.manual_seed(seed)
+    return simco_zoo.create_model(method, backbone="test_resnet", small_stem=True, **kwargs)
+
+
+def images(n: int = 40, labeled: bool = True):
+    """Two classes, bright and dark noise, so that kNN has something to find."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    pixels = torch.randint(0, 128, (n, 3, 16, 16), generator=generator) + 127 * labels.view(-1, 1, 1, 1)
+    data = load_images(pixels.to(torch.uint8))
+    return data if not labeled else type(data)(**{**vars(data), "labels": labels})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return simco_zoo.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A whole run, its folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run") / "a"
+    last = pretrain(model(), images(), test_images=images(20), output=folder, tag="toy", **SETTINGS)
+    assert last == folder / "last"
+    return folder
+
+
+def test_what_a_run_leaves(run):
+    names = {path.name for path in run.iterdir()}
+    assert {"last", "best", "checkpoints", "log.csv", "summary.json"} <= names
+    rows = list(csv.DictReader((run / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [5, 10, 15]
+    assert [row["knn_top1"] != "" for row in rows] == [False, True, True]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 15 and summary["start_step"] == 0 and summary["folder"] == str(run / "last")
+    assert summary["loss"] == float(rows[-1]["loss"]) and summary["knn_top1"] == float(rows[-1]["knn_top1"])
+    config = json.loads((run / "last" / "config.json").read_text())
+    section = config["simco_zoo"]
+    assert config["architecture"] == "small_stem" and config["model_args"] == {"backbone": "test_resnet"}
+    assert config["pretrained_cfg"]["input_size"] == [3, 16, 16] and config["pretrained_cfg"]["tag"] == "toy"
+    assert section["metrics"]["knn_top1"] == float(rows[-1]["knn_top1"]) and section["recipe"]["seed"] == 0
+    assert len(list_checkpoints(run / "checkpoints")) == 2
+
+
+def test_the_published_folder_is_the_trained_model(run):
+    x = torch.randn(2, 3, 16, 16)
+    ours = simco_zoo.create_model(f"local-dir:{run / 'last'}", pretrained=True).eval()
+    checkpoint = load_checkpoint(list_checkpoints(run / "checkpoints")[-1])
+    trained = model(seed=9)
+    trained.load_state_dict(checkpoint["model"])
+    assert torch.equal(ours(x), trained.eval()(x)) and torch.equal(ours.project(x), trained.project(x))
+    assert torch.equal(ours(x), timm.create_model(f"local-dir:{run / 'last'}", pretrained=True).eval()(x))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tmp_path):
+    again = pretrain(model(), images(), output=tmp_path / "b", **SETTINGS)
+    assert_equal(weights(again), weights(run / "last"))
+    other = pretrain(model(), images(), output=tmp_path / "c", seed=1, **SETTINGS)
+    assert any(not torch.equal(a, b) for a, b in zip(weights(other).values(), weights(again).values(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2"])
+@pytest.mark.parametrize("stop", [5, 7])  # at the end of an epoch, and within one
+def test_an_interrupted_run_ends_bit_identically(method, stop, tmp_path, monkeypatch):
+    kwargs = {"queue_size": 12, "bn_splits": 2} if method == "mocov2" else {}
+    whole = pretrain(model(method, **kwargs), images(), output=tmp_path / "whole", **SETTINGS)
+
+    step = loop_module._Trainer.step
+
+    def interrupted(self, batch, generator):
+        if self.progress.step == stop:
+            raise KeyboardInterrupt
+        return step(self, batch, generator)
+
+    monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(model(method, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
+    monkeypatch.undo()
+    assert simco_zoo.create_model(f"local-dir:{tmp_path / 'cut' / 'last'}", pretrained=True)
+    torch.manual_seed(123)  # what a new process starts with must not matter
+    resumed = pretrain(model(method, seed=5, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
+    assert_equal(weights(resumed), weights(whole))
+    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["start_step"] == stop
+    states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
+    assert_equal(states[0]["model"], states[1]["model"])
+    assert torch.equal(states[0]["rng"]["torch"], states[1]["rng"]["torch"])
+
+
+def test_a_finished_run_is_not_run_again(run):
+    before = (run / "last" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(model(), images(), test_images=images(20), output=run, tag="toy", **SETTINGS) == run / "last"
+    assert (run / "last" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    settings = {**SETTINGS, "epochs": 2}
+    pretrain(model(), images(), output=tmp_path, **settings)
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (tmp_path / "summary.json").unlink()
+    expected = weights(tmp_path / "last")
+    with pytest.warns(UserWarning, match="cannot be read as a checkpoint"):
+        pretrain(model(seed=3), images(), output=tmp_path, **settings)
+    assert json.loads((tmp_path / "summary.json").read_text())["start_step"] == 5
+    assert_equal(weights(tmp_path / "last"), expected)
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="none of the checkpoints"), pytest.warns(UserWarning):
+        pretrain(model(), images(), output=tmp_path, **settings)
+
+
+def test_a_pickle_is_no_checkpoint(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "step-00000001.pt").write_bytes(pickle.dumps({"step": Evil()}))
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "step-00000001.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_resuming_with_other_settings_lists_the_differences(tmp_path):
+    pretrain(model(), images(), output=tmp_path, **{**SETTINGS, "epochs": 1})
+    with pytest.raises(ValueError, match=r"epochs: 1 then, 2 now; lr: 0.03 then, 0.5 now"):
+        pretrain(model(), images(), output=tmp_path, **{**SETTINGS, "epochs": 2, "lr": 0.5})
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint nowhere"):
+        pretrain(model(), images(), output=tmp_path, resume="nowhere.pt", **SETTINGS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    broken = model()
+    with torch.no_grad():
+        broken.projector[0].weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match="the loss is nan at step 5"):
+        pretrain(broken, images(), output=tmp_path, **SETTINGS)
+
+
+def test_a_collapse_stops_the_run(tmp_path):
+    collapsed = model()
+    with torch.no_grad():
+        collapsed.projector[2].weight.zero_()  # only the bias is left: all projections alike
+    with pytest.raises(TrainingError, match="the projections collapsed in epoch 1"):
+        pretrain(collapsed, images(), output=tmp_path, **{**SETTINGS, "lr": 1e-9})
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"batch_size": 50}, "only 40 images"),
+    ({"epochs": 0}, "epochs is 0"),
+    ({"max_steps": 0}, "max_steps is 0"),
+    ({"lr": -1.0}, "lr is -1.0"),
+    ({"amp": "fp8"}, "amp is 'fp8'"),
+    ({"views": "cifr"}, "views is 'cifr'"),
+    ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+])  # fmt: skip
+def test_settings_out_of_range(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrain(model(), images(), output=tmp_path / "run", **{**SETTINGS, **settings})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_queue_as_long_as_the_data_warns(tmp_path):
+    with pytest.warns(UserWarning, match="older keys of the query's own image"):
+        pretrain(model("mocov2", queue_size=64), images(), output=tmp_path, **{**SETTINGS, "max_steps": 1})
+
+
+@pytest.mark.parametrize("amp", ["bf16", "none"])
+def test_max_steps_and_precision(amp, tmp_path):
+    pretrain(model(), images(), output=tmp_path, amp=amp, **{**SETTINGS, "max_steps": 7})
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 7
+
+
+def test_unlabeled_images_train_without_knn(tmp_path):
+    pretrain(model(), images(labeled=False), test_images=None, output=tmp_path, **{**SETTINGS, "epochs": 1})
+    assert json.loads((tmp_path / "summary.json").read_text())["knn_top1"] is None
+    assert weights(tmp_path / "best").keys() == weights(tmp_path / "last").keys()
+
+
+def test_schedule_is_warmup_then_cosine_over_the_steps_that_are_run():
+    config = TrainingConfig(epochs=200, batch_size=512, lr=0.03)
+    optimizer = build_optimizer(model(), config)
+    total, per_epoch = 1000, 5
+    schedule = build_schedule(optimizer, config, per_epoch, total)
+    rates = []
+    for step in range(total):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    peak, warmup = 0.06, 50  # 10 epochs of 5 steps, and less than a tenth of the run
+    for step in (0, 1, 25, 49):
+        assert rates[step] == pytest.approx(peak / 10 + (peak - peak / 10) * step / warmup)
+    for step in (50, 51, 500, 999):
+        assert rates[step] == pytest.approx(peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2)
+    schedule.step_update(total)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_optimizer_is_the_papers():
+    config = TrainingConfig()
+    network = model("mocov2")
+    network.init_key_encoder()
+    optimizer = build_optimizer(network, config)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert all(g["momentum"] == 0.9 and not g["nesterov"] for g in optimizer.param_groups)
+    assert all(g["weight_decay"] == 5e-4 for g in optimizer.param_groups)  # batch norm and biases, too
+    expected = [*network.backbone.parameters(), *network.projector.parameters()]
+    assert {id(p) for p in trained} == {id(p) for p in expected}
+
+
+def test_seeded_generators_differ_by_seed_purpose_and_index():
+    draws = {
+        torch.rand(1, generator=seeded_generator(seed, purpose, index)).item()
+        for seed in (0, 1)
+        for purpose in ("order", "views")
+        for index in range(5)
+    }
+    assert len(draws) == 20
+    assert seeded_generator(3, "views", 7).initial_seed() == seeded_generator(3, "views", 7).initial_seed()
+
+
+def test_device_auto_is_an_accelerator_or_the_cpu():
+    expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert pick_device("auto") == expected
+
+
+def test_learning_lifts_knn_above_the_untrained_network(tmp_path):
+    """A real lesson in miniature: the built-in photographs, half a minute at most."""
+    pytest.importorskip("skimage")
+    data, test = load_images("photos"), load_images("photos", split="test")
+    torch.manual_seed(0)
+    network = simco_zoo.create_model("simco_r18_025")
+    extract, knn = simco_zoo.extract_features, simco_zoo.evaluation.knn
+    bank, probe = extract(network, data), extract(network, test)
+    untrained = knn(bank.features, bank.labels, probe.features, probe.labels)["top1"]
+    pretrain(
+        network,
+        data,
+        test_images=test,
+        output=tmp_path,
+        **{**SETTINGS, "batch_size": 128, "epochs": 2, "max_steps": 40, "lr": 0.12},
+    )
+    assert json.loads((tmp_path / "summary.json").read_text())["knn_top1"] > untrained + 10
