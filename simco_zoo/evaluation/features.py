@@ -58,7 +58,7 @@ def extract_features(
             float tensor (N, C, H, W), taken as ready.
         batch_size: Images per forward.
         split: Which part of a folder or data set.
-        device: Where to compute; None: where the model is.
+        device: Where to compute; the model is moved there and stays. None: where the model is.
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast, e.g. ``torch.bfloat16``; None: none.
         progress_bar: Show a progress bar on stderr, if that is a terminal.
@@ -83,7 +83,7 @@ def extract_features(
 
     parameter = next(model.parameters())
     target = torch.device(device) if device is not None else parameter.device
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     # convolutions read channels-last images faster; weights in another format are laid out anew in every forward
     channels_last = parameter.device.type != "mps" and any(isinstance(m, nn.Conv2d) for m in model.modules())
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -108,7 +108,8 @@ def extract_features(
                     raise ValueError("the model gives no vector per image; build it with global_pool='avg'.")
                 collected.append(output.float().cpu())
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():  # each its own: parts may be frozen in evaluation mode
+            module.training = mode
     features = torch.cat(collected)
     if isinstance(images, Tensor):
         return Features(features)

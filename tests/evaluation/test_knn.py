@@ -1,0 +1,79 @@
+"""kNN against a plain float64 formulation and against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simco_zoo.evaluation import knn
+
+
+def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    centers = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    return centers[labels] + 1.5 * torch.randn(n, dim, generator=generator), labels
+
+
+def plain(train, labels, test, truth, k, temperature):
+    """One test row at a time, in float64, with a dictionary of votes."""
+    train, test = F.normalize(train.double(), dim=1), F.normalize(test.double(), dim=1)
+    hits = [0, 0]
+    for row, label in zip(test, truth.tolist(), strict=True):
+        similarity = train @ row
+        votes: dict[int, float] = {}
+        for index in similarity.argsort(descending=True)[:k].tolist():
+            vote = torch.exp(similarity[index] / temperature).item()
+            votes[int(labels[index])] = votes.get(int(labels[index]), 0.0) + vote
+        ranked = sorted(votes, key=lambda c: -votes[c])
+        hits[0] += ranked[0] == label
+        hits[1] += label in ranked[:5]
+    return {"top1": 100 * hits[0] / len(test), "top5": 100 * hits[1] / len(test)}
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (20, 0.1), (200, 0.1), (20, 0.01), (300, 1.0)])
+def test_equals_the_plain_formulation(k, temperature):
+    train, labels = blobs(300, 0)
+    test, truth = blobs(97, 1)
+    expected = plain(train, labels, test, truth, k, temperature)
+    assert 20 < expected["top1"] < 99
+    found = knn(train, labels, test, truth, k, temperature, chunk_size=20)
+    assert found["top1"] == pytest.approx(expected["top1"])
+    # classes without a vote tie at zero, in which case ours may rank them among the five
+    assert found["top5"] >= expected["top5"] - 1e-9
+    assert found == knn(train, labels, test, truth, k, temperature, chunk_size=1000)
+    assert found == knn(3 * train, labels, 0.1 * test, truth, k, temperature)  # length says nothing
+
+
+def test_agrees_with_scikit_learn():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    train, labels = blobs(300, 2)
+    test, truth = blobs(120, 3)
+    votes = {"weights": lambda distance: np.exp((1 - distance) / 0.1)}
+    reference = neighbors.KNeighborsClassifier(30, metric="cosine", algorithm="brute", **votes)
+    reference.fit(train.double().numpy(), labels.numpy())
+    expected = 100 * reference.score(test.double().numpy(), truth.numpy())
+    assert knn(train, labels, test, truth, k=30)["top1"] == pytest.approx(expected)
+
+
+def test_fewer_than_five_classes():
+    train, labels = blobs(50, 0, classes=3)
+    assert knn(train, labels, *blobs(20, 1, classes=3), k=10)["top5"] == 100.0
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"k": 0}, "k is 0"),
+    ({"k": 51}, "there are 50 training features"),
+    ({"temperature": 0.0}, "temperature is 0.0"),
+    ({"train_labels": torch.zeros(3)}, "train_labels"),
+    ({"test_feats": torch.zeros(20, 3)}, "the same model"),
+    ({"test_labels": None}, "test_labels None"),
+])  # fmt: skip
+def test_errors(change, message):
+    train, labels = blobs(50, 0)
+    test, truth = blobs(20, 1)
+    arguments = {"train_feats": train, "train_labels": labels, "test_feats": test, "test_labels": truth, "k": 5}
+    with pytest.raises(ValueError, match=message):
+        knn(**{**arguments, **change})
