@@ -69,7 +69,7 @@ def create_model(
         cache_dir: Where downloads are kept instead of the Hub client's own cache.
         **kwargs: Arguments of the method (``temperature``, ``dt_m``, ``momentum``, ``queue_size``, ``symmetric``,
             ``proj_hidden_dim``, ``proj_dim``, ``joint_bn``, ``bn_splits``), and timm's arguments of the backbone
-            (``num_classes``, default 0, ``in_chans``, ``global_pool``, ``drop_path_rate``...). With
+            (``num_classes``, default 0 or what was published, ``in_chans``, ``global_pool``, ``drop_path_rate``...). With
             ``features_only=True`` the result is timm's feature-map network, which has no method.
 
     Returns:
@@ -124,7 +124,8 @@ def _create_published(
             f"{found.origin} was not published by simco-zoo (its config.json names no method); "
             f"load it with timm.create_model({name!r}, pretrained=True)."
         )
-    arguments = {**section.get("method_config", {}), **kwargs, **(backbone_kwargs or {})}
+    classes = {"num_classes": found.config.get("num_classes", 0)}  # a fine-tuned model comes with its classifier
+    arguments = {**classes, **section.get("method_config", {}), **kwargs, **(backbone_kwargs or {})}
     model_args = found.config.get("model_args") or {}
     return _assemble(
         METHODS[section["method"]], found.config["architecture"], model_args, arguments, found, load=pretrained
@@ -186,12 +187,18 @@ def _assemble(
     if build.get("features_only"):  # the one case of another type, as in timm
         maps: Any = timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
         return maps
-    backbone = timm.create_model(architecture, pretrained=timm_weights, **build)
+    backbone: Any = timm.create_model(architecture, pretrained=timm_weights, **build)
     model = method(backbone, **method_arguments)
     if found is not None and load:
         load_backbone(backbone, found)
         if found.projector_file is not None:
             load_projector(model.projector, found)
+    if "in_chans" in build:
+        size = backbone.pretrained_cfg["input_size"][1:]
+        backbone.pretrained_cfg = backbone.default_cfg = {
+            **backbone.pretrained_cfg,
+            "input_size": (build["in_chans"], *size),
+        }
     model.architecture = architecture
     model.model_args = {**model_args, **{k: arguments[k] for k in ("in_chans", "global_pool") if k in arguments}}
     return model
