@@ -69,8 +69,8 @@ def create_model(
         cache_dir: Where downloads are kept instead of the Hub client's own cache.
         **kwargs: Arguments of the method (``temperature``, ``dt_m``, ``momentum``, ``queue_size``, ``symmetric``,
             ``proj_hidden_dim``, ``proj_dim``, ``joint_bn``, ``bn_splits``), and timm's arguments of the backbone
-            (``num_classes``, default 0 or what was published, ``in_chans``, ``global_pool``, ``drop_path_rate``...). With
-            ``features_only=True`` the result is timm's feature-map network, which has no method.
+            (``num_classes``, default 0 or what was published, ``in_chans``, ``global_pool``, ``drop_path_rate``...).
+            With ``features_only=True`` the result is timm's feature-map network, which has no method.
 
     Returns:
         A ``ContrastiveModel``; called on images (B, C, H, W) it gives pooled features (B, num_features).
