@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{min(steps, config.max_steps or steps)} steps of {config.batch_size} images, peak lr {config.peak_lr:g}")
     print(f"output: {output}", flush=True)
 
+    finished_before = args.resume == "auto" and (output / "summary.json").is_file()
     write_settings(output / "config.yaml", args)
     try:
         folder = pretrain(
@@ -127,6 +128,8 @@ def main(argv: list[str] | None = None) -> int:
             f"interrupted; the run goes on with the same command, and {output / 'last'} can be loaded", file=sys.stderr
         )
         return 130
+    if finished_before:
+        print("this run is finished; --resume never or another --output starts it afresh")
     summary = json.loads((folder.parent / "summary.json").read_text(encoding="utf-8"))
     print(f"load it: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
     print(json.dumps(summary))

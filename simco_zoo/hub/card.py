@@ -160,11 +160,15 @@ def _evaluation(metrics: dict[str, Any]) -> str:
     if "knn_top1" in metrics:
         k, temperature = metrics.get("knn_k", 200), metrics.get("knn_temperature", 0.1)
         protocol = f"k = {k}, cosine, exp(s / {temperature}) votes, clean images, bank: the training images"
-        rows.append(("kNN", f"{metrics['knn_top1']:.2f}", f"{metrics['knn_top5']:.2f}", protocol))
+        rows.append(("kNN", _number(metrics, "knn_top1"), _number(metrics, "knn_top5"), protocol))
     if "linear_top1" in metrics:
         protocol = "logistic regression on standardized features of clean images, weight decay by held-out images"
-        rows.append(("linear probe", f"{metrics['linear_top1']:.2f}", f"{metrics['linear_top5']:.2f}", protocol))
+        rows.append(("linear probe", _number(metrics, "linear_top1"), _number(metrics, "linear_top5"), protocol))
     return _table(("protocol", "top-1 (%)", "top-5 (%)", "how"), rows)
+
+
+def _number(metrics: dict[str, Any], name: str) -> str:
+    return f"{metrics[name]:.2f}" if name in metrics else "not measured"
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,0 +1,183 @@
+"""The recipes as a user runs them: scripts in a process of their own, on tiny inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+import simco_zoo
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def call(recipe: str, *arguments: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(RECIPES / recipe), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    if check and done.returncode:
+        pytest.fail(f"{recipe} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def last_json(done: subprocess.CompletedProcess) -> dict:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two classes of 20 images of 40 x 36 px, in folders for training and test."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 20), ("test", 6)):
+        for label, name in enumerate(("bright", "dark")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                generator = np.random.default_rng(1000 * label + i + (500 if split == "test" else 0))
+                values = generator.integers(0, 128, (36, 40, 3)) + 127 * (1 - label)
+                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory) -> tuple[Path, dict]:
+    output = tmp_path_factory.mktemp("runs") / "r"
+    done = call(
+        "pretrain.py", "--model", "simco", "--backbone", "test_resnet", "--dataset", folder, "--image-size", 32,
+        "--batch-size", 8, "--epochs", 2, "--max-steps", 8, "--lr", 0.1, "--output", output,
+    )  # fmt: skip
+    assert "test_resnet gets the small-image stem" in done.stdout
+    return output, last_json(done)
+
+
+def test_pretrain(run):
+    output, summary = run
+    assert set(summary) >= {"loss", "steps", "knn_top1", "images_per_second", "folder", "start_step"}
+    assert summary["steps"] == 8 and summary["folder"] == str(output / "last")
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"config.yaml", "log.csv", "last", "best", "checkpoints", "summary.json"}
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    assert settings["lr"] == 0.1 and settings["backbone"] == "test_resnet"
+    x = torch.randn(1, 3, 32, 32)
+    ours = simco_zoo.create_model(f"local-dir:{summary['folder']}", pretrained=True).eval()
+    assert torch.equal(ours(x), timm.create_model(f"local-dir:{summary['folder']}", pretrained=True).eval()(x))
+    config = json.loads((output / "last" / "config.json").read_text())
+    assert "/" not in config["simco_zoo"]["data"]["name"]  # where a folder lay is nobody's business
+
+
+def test_a_finished_run_says_so_and_prints_its_json(run):
+    output, summary = run
+    done = call("pretrain.py", "--config", output / "config.yaml")
+    assert last_json(done) == summary
+    assert "is finished" in done.stdout
+
+
+def test_killed_and_resumed_is_bit_identical(run, folder, tmp_path):
+    """SIGKILL, at whatever step it hits; then the same command once more."""
+    output, _ = run
+    command = [sys.executable, str(RECIPES / "pretrain.py"), "--config", str(output / "config.yaml")]
+    command += ["--output", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = last_json(call("pretrain.py", "--config", output / "config.yaml", "--output", tmp_path / "killed"))
+    assert again["start_step"] in (5, 8)
+    for file in ("model.safetensors", "projector.safetensors"):
+        assert (tmp_path / "killed" / "last" / file).read_bytes() == (output / "last" / file).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process of its own there")
+def test_ctrl_c_leaves_a_loadable_checkpoint(folder, tmp_path):
+    command = [sys.executable, str(RECIPES / "pretrain.py"), "--model", "simco", "--backbone", "test_resnet"]
+    command += ["--dataset", str(folder), "--image-size", "32", "--batch-size", "8", "--epochs", "5000"]
+    command += ["--output", str(tmp_path / "run"), "--knn-every", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err
+    assert simco_zoo.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True)
+
+
+def test_evaluations(run, folder):
+    model = f"local-dir:{run[1]['folder']}"
+    knn = last_json(call("knn.py", "--model", model, "--dataset", folder, "--k", 5))
+    assert knn["top1"] == pytest.approx(100, abs=20) and knn["train"] == 40 and knn["test"] == 12
+    probe = last_json(call("linear_probe.py", "--model", model, "--dataset", folder))
+    assert probe["top1"] > 75 and set(probe) >= {"top1", "top5"}
+    untrained = last_json(
+        call("knn.py", "--model", "simco_r18_025", "--weights", "none", "--dataset", folder, "--k", 5)
+    )
+    assert untrained["model"] == "simco_r18_025"
+
+
+def test_extract(run, folder, tmp_path):
+    model = f"local-dir:{run[1]['folder']}"
+    (tmp_path / "mixed").mkdir()
+    for i, size in enumerate([(10, 80), (300, 200)]):
+        Image.new("CMYK", size).save(tmp_path / "mixed" / f"{i}.jpg")
+    (tmp_path / "mixed" / "x.png").write_text("no image")
+    done = call("extract.py", "--model", model, "--images", tmp_path / "mixed", "--output", tmp_path / "f.parquet")
+    assert last_json(done)["count"] == 2 and "skipped x.png" in done.stderr
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x.png").write_text("no image")
+    failed = call(
+        "extract.py", "--model", model, "--images", tmp_path / "none", "--output", tmp_path / "g.npz", check=False
+    )
+    assert failed.returncode != 0 and "none of the 1 images" in failed.stderr
+    assert not (tmp_path / "g.npz").exists()
+
+
+def test_publish_dry_run(run):
+    done = last_json(call("publish.py", "--folder", run[0] / "best", "--repo", "a/b", "--dry-run"))
+    assert done["dry_run"] and "model.safetensors" in done["files"]
+
+
+@pytest.mark.parametrize(("recipe", "arguments", "message"), [
+    ("pretrain.py", ["--model", "simco"], "needs a backbone"),
+    ("pretrain.py", ["--dataset", "/no/such/folder"], "there is no folder"),
+    ("pretrain.py", ["--epochs", "0"], "epochs is 0"),
+    ("knn.py", ["--model", "simco_r99"], "simco_r99"),
+    ("extract.py", ["--images", "photos", "--output", "x.csv"], "has to end in one of"),
+    ("publish.py", ["--folder", "/no/such", "--repo", "a/b"], "/no/such"),
+])  # fmt: skip
+def test_errors_are_one_sentence(recipe, arguments, message):
+    done = call(recipe, *arguments, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_benchmark_reports_every_row():
+    done = call("benchmark.py", "loss", "extract", "--runs", 1, "--n", 32, "--batch-size", 4)
+    rows = last_json(done)["rows"]
+    assert [set(row) for row in rows] == [{"what", "ratio", "lowest", "highest", "aim", "met"}] * 7
+    facts = {row["what"]: row for row in rows}
+    assert next(v for k, v in facts.items() if k.startswith("float64 gradient"))["met"]
+    assert next(v for k, v in facts.items() if k.startswith("aligned pairs"))["met"]
+
+
+def test_configs_name_real_settings():
+    sys.path.insert(0, str(RECIPES))
+    try:
+        import pretrain as recipe
+    finally:
+        sys.path.remove(str(RECIPES))
+    configs = sorted((RECIPES / "configs").rglob("*.yaml"))
+    assert configs
+    for file in configs:
+        args, config = recipe.read_settings(recipe.build_parser(), recipe.TrainingConfig, ["--config", str(file)])
+        assert args.model in simco_zoo.list_models(), file
+        assert config.peak_lr > 0
