@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -275,7 +276,7 @@ def _download(
             f"{repo_id} has no file {filename}, so it was not published by simco-zoo; "
             f"try timm.create_model('hf-hub:{repo_id}', pretrained=True)."
         ) from error
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, HTTPError) as error:  # the client's own name of its HTTP library's errors: resets, time-outs
         raise _unreachable(what, repo_id, model, error) from error
 
 
