@@ -18,6 +18,7 @@ formula gives NaN, and the similarities need not be kept for the backward pass.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -117,8 +118,8 @@ def log_anchor_weights(
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key[offset : offset + len(query)]).sum(dim=1)
         logits = [query @ pool.T for pool in _pools(key, negatives, in_batch)]
-        d_alpha = _log_odds(logits, positive, temperature, offset if in_batch else None)
-        d_beta = _log_odds(logits, positive, temperature * dt_m, offset if in_batch else None)
+        own = offset if in_batch else None
+        d_alpha, d_beta, _ = _log_odds(logits, positive, temperature, temperature * dt_m, own)
     return F.logsigmoid(d_beta) - F.logsigmoid(d_alpha)
 
 
@@ -213,20 +214,17 @@ class _ClosedGradientLoss(torch.autograd.Function):
         grad_pools = [torch.zeros_like(pool) if need else None for pool, need in zip(pools, pools_need, strict=True)]
 
         # on a CPU a block fits the cache; on an accelerator few large kernels serve better
-        block = max(1, (2**18 if query.device.type == "cpu" else 2**26) // sum(map(len, pools)))
+        block = max(1, (2**19 if query.device.type == "cpu" else 2**26) // sum(map(len, pools)))
         for start in range(0, n, block):
             rows = slice(start, min(start + block, n))
             positive = similarity[rows]
             logits = [query[rows] @ pool.T for pool in pools]
-            own = offset + start if in_batch else None
-            weight = None if beta == alpha else torch.sigmoid(_log_odds(logits, positive, beta, own))
-            softmax, d_alpha = _negatives_softmax(logits, positive, alpha, own)
-            if weight is None:
-                weight = torch.sigmoid(d_alpha)
+            d_alpha, d_beta, total = _log_odds(logits, positive, alpha, beta, offset + start if in_batch else None)
+            weight = torch.sigmoid(d_beta)
             losses[rows] = weight * _softplus_over_sigmoid(d_alpha)
             strength[rows] = weight / (n * alpha)
-            for pool, weights, grad_pool in zip(pools, softmax, grad_pools, strict=True):
-                weights.mul_(strength[rows, None])
+            for pool, weights, grad_pool in zip(pools, logits, grad_pools, strict=True):
+                weights.mul_((strength[rows] / total).unsqueeze(1))
                 if grad_query is not None:
                     grad_query[rows].addmm_(weights, pool)
                 if grad_pool is not None:
@@ -252,35 +250,40 @@ def _pools(key: Tensor, negatives: Tensor | None, in_batch: bool) -> list[Tensor
     return ([key] if in_batch else []) + ([] if negatives is None else [negatives])
 
 
-def _exclude_positive(logits: list[Tensor], own: int | None) -> list[Tensor]:
-    """Strikes each row's positive, row ``own`` + i of the keys, from the negatives, in place."""
+def _log_odds(
+    similarities: list[Tensor], positive: Tensor, alpha: float, beta: float, own: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the log odds d of the negatives at both temperatures, for which 1 - p = sigmoid(d).
+
+    Args:
+        similarities: Queries against each pool of negatives, (N, K) each. Overwritten by exp((s - max) / alpha), the
+            softmax over the negatives but for its divisor.
+        positive: Similarity to the positive (N,).
+        alpha: First temperature.
+        beta: Second temperature, infinite for equal weights.
+        own: Row i's positive is row ``own`` + i of the first pool, and no negative; None: there is no such row.
+
+    Returns:
+        d at alpha (N,), d at beta (N,), and the divisor (N,).
+    """
     if own is not None:
-        logits[0].diagonal(own).fill_(-torch.inf)
-    return logits
-
-
-def _log_odds(similarities: list[Tensor], positive: Tensor, temperature: float, own: int | None) -> Tensor:
-    """Returns d = logsumexp over the negatives of s / t minus s_pos / t, for which 1 - p = sigmoid(d)."""
-    # scaled first, struck then: -inf / inf is NaN, and an infinite second temperature is allowed
-    logits = _exclude_positive([similarity / temperature for similarity in similarities], own)
-    lse = [torch.logsumexp(x, dim=1) for x in logits]
-    return (lse[0] if len(lse) == 1 else torch.logaddexp(*lse)) - positive / temperature
-
-
-def _negatives_softmax(
-    similarities: list[Tensor], positive: Tensor, temperature: float, own: int | None
-) -> tuple[list[Tensor], Tensor]:
-    """Turns similarities into the softmax over the negatives, in place; returns it with the log odds d."""
-    logits = _exclude_positive([similarity.div_(temperature) for similarity in similarities], own)
-    top = logits[0].amax(dim=1, keepdim=True)
-    for x in logits[1:]:
-        top = torch.maximum(top, x.amax(dim=1, keepdim=True))
-    total = torch.zeros_like(top)
-    for x in logits:
-        total += x.sub_(top).exp_().sum(dim=1, keepdim=True)
-    for x in logits:
-        x.div_(total)
-    return logits, (top + total.log()).squeeze(1) - positive / temperature
+        similarities[0].diagonal(own).fill_(-torch.inf)
+    top = similarities[0].amax(dim=1, keepdim=True)
+    for similarity in similarities[1:]:
+        top = torch.maximum(top, similarity.amax(dim=1, keepdim=True))
+    at_alpha, at_beta = torch.zeros_like(positive), torch.zeros_like(positive)
+    for similarity in similarities:
+        similarity.sub_(top)
+        if beta not in (alpha, math.inf):
+            at_beta += (similarity * (1 / beta)).exp_().sum(dim=1)
+        at_alpha += similarity.mul_(1 / alpha).exp_().sum(dim=1)
+    margin = top.squeeze(1) - positive
+    d_alpha = at_alpha.log() + margin / alpha
+    if beta == alpha:
+        return d_alpha, d_alpha, at_alpha
+    if beta == math.inf:
+        at_beta += sum(similarity.shape[1] for similarity in similarities) - (own is not None)
+    return d_alpha, at_beta.log() + margin / beta, at_alpha
 
 
 def _softplus_over_sigmoid(d: Tensor) -> Tensor:

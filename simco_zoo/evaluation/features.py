@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,15 @@ def extract_features(
     progress_bar: bool = False,
     **load: Any,
 ) -> Features:
-    """Extracts pooled features with a model of the zoo or of timm.
+    """Extracts pooled features with a model of the zoo or of timm, in evaluation mode and without gradients.
+
+    The model's modes and weights are afterwards as they were before, bit by bit.
 
     Args:
         model: Called on a normalized batch (B, C, H, W), it gives (B, D).
         images: A folder, a data set of the Hub, ``"photos"`` or an ``ImageData`` (brought to the size that the model
-            wants, unless it has been loaded already); a uint8 tensor (N, 3, H, W), normalized as the model wants; or a
-            float tensor (N, C, H, W), taken as ready.
+            wants, unless it has been loaded already); a ``datasets.Dataset`` or a torch data set of PIL images; a
+            uint8 tensor (N, 3, H, W), normalized as the model wants; or a float tensor (N, C, H, W), taken as ready.
         batch_size: Images per forward.
         split: Which part of a folder or data set.
         device: Where to compute; the model is moved there and stays. None: where the model is.
@@ -68,7 +71,8 @@ def extract_features(
         Features with labels, names and what was skipped.
 
     Raises:
-        ValueError: If the batch size is below 1, the images cannot be read, or the model gives no vector per image.
+        ValueError: If the batch size is below 1, the images cannot be read or are a tensor of another shape or type,
+            or the model gives no vector per image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but has to be at least 1.")
@@ -78,42 +82,60 @@ def extract_features(
         load.setdefault("crop_pct", config["crop_pct"])
         load.setdefault("interpolation", config["interpolation"])
         images = load_images(images, split=split, **load)
-    if isinstance(images, Tensor) and (images.ndim != 4 or len(images) == 0):
-        raise ValueError(f"images has shape {tuple(images.shape)}, but has to be (N, C, H, W) with N of at least 1.")
+    if isinstance(images, Tensor):
+        _check_tensor(images)
 
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
-    modes = {module: module.training for module in model.modules()}
-    # convolutions read channels-last images faster; weights in another format are laid out anew in every forward
-    channels_last = parameter.device.type != "mps" and any(isinstance(m, nn.Conv2d) for m in model.modules())
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model.eval().to(target).to(memory_format=memory_format)
-    collected: list[Tensor] = []
-    total = -(-len(images) // batch_size)
+    model.to(target)
     batches = tqdm(
         _batches(images, batch_size, num_workers),
-        total=total,
+        total=-(-len(images) // batch_size),
         desc="features",
         unit="batch",
         disable=None if progress_bar else True,
     )
-    try:
-        with torch.inference_mode(), torch.autocast(target.type, dtype=amp, enabled=amp is not None):
-            for batch in batches:
-                batch = batch.to(target)
-                if batch.dtype == torch.uint8:
-                    batch = normalize(batch, config)
-                output = model(batch.to(memory_format=memory_format))
-                if not isinstance(output, Tensor) or output.ndim != 2:
-                    raise ValueError("the model gives no vector per image; build it with global_pool='avg'.")
-                collected.append(output.float().cpu())
-    finally:
-        for module, mode in modes.items():  # each its own: parts may be frozen in evaluation mode
-            module.training = mode
+    collected: list[Tensor] = []
+    with _evaluating(model), torch.inference_mode(), torch.autocast(target.type, dtype=amp, enabled=amp is not None):
+        for batch in batches:
+            batch = batch.to(target)
+            if batch.dtype == torch.uint8:
+                batch = normalize(batch, config)
+            output = model(batch.to(parameter.dtype, memory_format=torch.channels_last))
+            if not isinstance(output, Tensor) or output.ndim != 2:
+                raise ValueError("the model gives no vector per image; build it with global_pool='avg'.")
+            collected.append(output.float())
+            if len(collected) > 1:  # one batch late, so that the device has the next one to work on meanwhile
+                collected[-2] = collected[-2].cpu()
+    collected[-1] = collected[-1].cpu()
     features = torch.cat(collected)
     if isinstance(images, Tensor):
         return Features(features)
     return Features(features, images.labels, images.names, images.skipped, images.class_names)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and convolutions laid out as they run fastest; then everything is put back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    weights = [(module.weight, module.weight.data) for module, _ in modes if isinstance(module, nn.Conv2d)]
+    try:
+        model.eval()
+        for weight, data in weights:
+            weight.data = data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
+        for module, mode in modes:  # each its own: parts may be frozen in evaluation mode
+            module.training = mode
+
+
+def _check_tensor(images: Tensor) -> None:
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images has shape {tuple(images.shape)}, but has to be (N, C, H, W) with N of at least 1.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images is {images.dtype}; pass uint8 (0-255), or floats that are normalized already.")
 
 
 def _batches(images: ImageData | Tensor, batch_size: int, num_workers: int) -> Iterator[Tensor]:

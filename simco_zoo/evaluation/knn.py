@@ -15,13 +15,14 @@ def knn(
     k: int = 200,
     temperature: float = 0.1,
     *,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, float]:
     """Classifies by the k most similar training features: each votes with exp(cosine / temperature).
 
     The protocol of "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018, section 3.4),
-    exact, on clean images, with the customary k = 200 and temperature 0.1.
+    exact, on clean images, with the customary k = 200 and temperature 0.1. Of classes with equal votes, none included,
+    the one with the lower number ranks first.
 
     Args:
         train_feats: Features (N, D), of any length per row.
@@ -30,18 +31,22 @@ def knn(
         test_labels: Class numbers (M,).
         k: Neighbors that vote, from 1 to N.
         temperature: Of the votes, > 0.
-        chunk_size: Test rows compared at once.
+        chunk_size: Test rows compared at once; None: as many as keep their similarities within 256 MiB.
         device: Where to compute; None: where the features are.
 
     Returns:
         ``top1`` and ``top5`` accuracy in percent; with fewer than 5 classes top5 counts them all.
 
     Raises:
-        ValueError: If shapes do not match or an argument is out of range.
+        ValueError: If shapes do not match, features are not finite or an argument is out of range.
     """
     check_features(train_feats, train_labels, test_feats, test_labels)
     if not 1 <= k <= len(train_feats):
         raise ValueError(f"k is {k}, but there are {len(train_feats)} training features; choose k from 1 to that.")
+    if chunk_size is None:
+        chunk_size = max(1, 2**26 // len(train_feats))
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, but has to be at least 1.")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but has to be positive.")
     target = torch.device(device) if device is not None else train_feats.device
@@ -68,6 +73,10 @@ def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor
             raise ValueError(
                 f"{name}_feats is {tuple(feats.shape)} and {name}_labels {shape}, but has to be (N, D) and (N,)."
             )
+        if not torch.isfinite(feats).all():
+            raise ValueError(f"{name}_feats holds values that are not finite; the model has diverged, or overflowed.")
+        if labels.is_floating_point() or labels.min() < 0:
+            raise ValueError(f"{name}_labels has to hold class numbers, integers from 0.")
     if train_feats.shape[1] != test_feats.shape[1]:
         raise ValueError(
             f"train_feats has {train_feats.shape[1]} columns and test_feats {test_feats.shape[1]}; "
@@ -76,9 +85,14 @@ def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor
 
 
 def count_hits(scores: Tensor, truth: Tensor) -> Tensor:
-    """Returns how many rows have the truth first, and among the first five, of scores (N, C)."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == truth.unsqueeze(1)
-    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    """Returns how many rows have the truth first, and among the first five, of scores (N, C).
+
+    Of equal scores the lower class number ranks first, on every device.
+    """
+    own = scores.gather(1, truth.unsqueeze(1))
+    before = torch.arange(scores.shape[1], device=scores.device) < truth.unsqueeze(1)
+    rank = ((scores > own) | ((scores == own) & before)).sum(dim=1)
+    return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
 
 
 def percent(hits: Tensor, total: int) -> dict[str, float]:

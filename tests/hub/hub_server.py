@@ -207,7 +207,9 @@ class Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         added = {e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in lines if e["key"] == "file"}
         oid = repository.commit(added, match[3])
-        return self.reply_json({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.address}/{match[1]}/commit/{oid}"})
+        return self.reply_json(
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.address}/{match[1]}/commit/{oid}"}
+        )
 
 
 def git_oid(data: bytes) -> str:
