@@ -180,11 +180,11 @@ class TwoViews:
         preset, p = self.preset, parameters.to(batch.device)
         x = crop_resize(batch.float().div_(255), p, self.size or height, preset.interpolation)
         x = color_jitter(x, p)
-        x = _on_rows(p.grayscale, x, lambda rows, _: to_gray(rows).expand(-1, 3, -1, -1), p)
+        x = _on_rows(p.grayscale, x, lambda rows: to_gray(rows).expand(-1, 3, -1, -1))
         if preset.blur > 0:
-            x = _on_rows(p.blur, x, lambda rows, q: gaussian_blur(rows, q.sigma), p)
+            x = _on_rows(p.blur, x, gaussian_blur, p.sigma)
         if preset.solarize > 0:
-            x = _on_rows(p.solarize, x, lambda rows, _: torch.where(rows >= 0.5, 1 - rows, rows), p)
+            x = _on_rows(p.solarize, x, lambda rows: torch.where(rows >= 0.5, 1 - rows, rows))
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
         x = (x - mean).div_(std)
         return x.to(self.dtype, memory_format=self.memory_format)
@@ -199,32 +199,30 @@ class TwoViews:
         return len(batch), batch.shape[2], batch.shape[3]
 
 
-def _on_rows(
-    chosen: Tensor,
-    x: Tensor,
-    operation: Callable[[Tensor, ViewParameters], Tensor],
-    parameters: ViewParameters,
-) -> Tensor:
-    """Applies an operation to the chosen images.
+def _on_rows(chosen: Tensor, x: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Applies an operation to the chosen images, with their rows of its parameters.
 
     On a CPU only they are computed. On an accelerator all are: to know which were chosen would wait for the device.
     """
     if x.device.type == "cpu":
         rows = torch.nonzero(chosen).squeeze(1)
         if len(rows):
-            x[rows] = operation(x[rows], parameters[rows])
+            x[rows] = operation(x[rows], *(parameter[rows] for parameter in parameters))
         return x
-    return torch.where(chosen.view(-1, 1, 1, 1), operation(x, parameters), x)
+    return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
 
 
 # The crop
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """The bicubic kernel with a = -0.5, as PIL has it; x >= 0."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    """The bicubic kernel with a = -0.5, as PIL has it; x >= 0.
+
+    On [1, 2] it is (1 - x) (2 - x)^2 / 2; on [0, 1] that polynomial plus (1 - x)^2 (2x - 1); beyond, 0.
+    """
+    outer = (2 - x).clamp_(min=0)
+    inner = (1 - x).clamp_(min=0)
+    return (1 - outer).mul_(outer).mul_(outer).mul_(-0.5).add_(inner * inner * (1 - 2 * inner))
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -285,28 +283,29 @@ def to_gray(x: Tensor) -> Tensor:
 
 def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Jitters brightness, contrast, saturation and hue of the chosen images, each in its own random order."""
+    p = parameters
+    strengths = (*p.factors.unbind(dim=1), p.hue)
     for position in range(4):
-        for index, operation in enumerate(_COLOR_OPERATIONS):
-            chosen = parameters.jitter & (parameters.order[:, position] == index)
-            x = _on_rows(chosen, x, operation, parameters)
+        for index, operation in enumerate((_brightness, _contrast, _saturation, _hue)):
+            x = _on_rows(p.jitter & (p.order[:, position] == index), x, operation, strengths[index])
     return x
 
 
-def _brightness(x: Tensor, p: ViewParameters) -> Tensor:
-    return (x * p.factors[:, 0].view(-1, 1, 1, 1)).clamp_(0, 1)
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
-def _contrast(x: Tensor, p: ViewParameters) -> Tensor:
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
     mean = to_gray(x).mean(dim=(2, 3), keepdim=True)
-    return torch.lerp(mean, x, p.factors[:, 1].view(-1, 1, 1, 1)).clamp_(0, 1)
+    return torch.lerp(mean, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
-def _saturation(x: Tensor, p: ViewParameters) -> Tensor:
-    return torch.lerp(to_gray(x), x, p.factors[:, 2].view(-1, 1, 1, 1)).clamp_(0, 1)
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(to_gray(x), x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
-def _hue(x: Tensor, p: ViewParameters) -> Tensor:
-    """Turns the hue of RGB images by way of HSV."""
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue of RGB images by way of HSV; the shift is in turns of the color circle."""
     red, green, blue = x.unbind(dim=1)
     value, smallest = x.amax(dim=1), x.amin(dim=1)
     chroma = value - smallest
@@ -316,14 +315,12 @@ def _hue(x: Tensor, p: ViewParameters) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
-    hue = hue + 6 * p.hue.view(-1, 1, 1)
+    hue = hue + 6 * shift.view(-1, 1, 1)
     # each channel falls from value to value - chroma and back, at its own phase of the circle
     phase = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
-    k = (hue.unsqueeze(1) + phase) % 6
+    k = (hue.unsqueeze(1) + phase).div_(6)
+    k = k.sub_(k.floor()).mul_(6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
-
-
-_COLOR_OPERATIONS = (_brightness, _contrast, _saturation, _hue)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

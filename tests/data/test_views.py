@@ -273,8 +273,8 @@ def test_the_accelerators_path_gives_the_same_views():
     """There every image is computed and chosen afterwards; on the CPU only the chosen ones are."""
     from simco_zoo.data import views as module
 
-    def everywhere(chosen, x, operation, p):
-        return torch.where(chosen.view(-1, 1, 1, 1), operation(x, p), x)
+    def everywhere(chosen, x, operation, *parameters):
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
 
     images = noise(16)
     expected = TwoViews("imagenet", size=32)(images, generator=generator())
