@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,8 @@ def extract_features(
     The model's modes and weights are afterwards as they were before, bit by bit.
 
     Args:
-        model: Called on a normalized batch (B, C, H, W), it gives (B, D).
+        model: Called on a normalized batch (B, C, H, W), it gives (B, D). If it is timm's or the zoo's and has a
+            classifier, the features are what enters that.
         images: A folder, a data set of the Hub, ``"photos"`` or an ``ImageData`` (brought to the size that the model
             wants, unless it has been loaded already); a ``datasets.Dataset`` or a torch data set of PIL images; a
             uint8 tensor (N, 3, H, W), normalized as the model wants; or a float tensor (N, C, H, W), taken as ready.
@@ -88,6 +89,8 @@ def extract_features(
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
     model.to(target)
+    classifies = getattr(model, "num_classes", 0) and hasattr(model, "forward_head")
+    pooled = _before_classifier(model) if classifies else model
     batches = tqdm(
         _batches(images, batch_size, num_workers),
         total=-(-len(images) // batch_size),
@@ -101,7 +104,7 @@ def extract_features(
             batch = batch.to(target)
             if batch.dtype == torch.uint8:
                 batch = normalize(batch, config)
-            output = model(batch.to(parameter.dtype, memory_format=torch.channels_last))
+            output = pooled(batch.to(parameter.dtype, memory_format=torch.channels_last))
             if not isinstance(output, Tensor) or output.ndim != 2:
                 raise ValueError("the model gives no vector per image; build it with global_pool='avg'.")
             collected.append(output.float())
@@ -112,6 +115,10 @@ def extract_features(
     if isinstance(images, Tensor):
         return Features(features)
     return Features(features, images.labels, images.names, images.skipped, images.class_names)
+
+
+def _before_classifier(model: Any) -> Callable[[Tensor], Any]:
+    return lambda batch: model.forward_head(model.forward_features(batch), pre_logits=True)
 
 
 @contextmanager

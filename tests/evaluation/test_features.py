@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -81,6 +83,80 @@ def test_parts_that_were_frozen_in_evaluation_mode_stay_there():
     assert bare.training and not bare.bn1.training
 
 
+def test_the_model_is_left_bit_by_bit_as_it_was(model, tmp_path):
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    with torch.no_grad():
+        before = model(x)
+    strides = [p.stride() for p in model.parameters()]
+    extract_features(model, uint8())
+    assert [p.stride() for p in model.parameters()] == strides
+    with torch.no_grad():
+        assert torch.equal(model(x), before)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "m.safetensors")  # refuses other layouts
+
+
+def test_a_model_that_fails_is_put_back_too():
+    bare = timm.create_model("test_resnet", global_pool="").train()
+    strides = [p.stride() for p in bare.parameters()]
+    with pytest.raises(ValueError, match="no vector per image"):
+        extract_features(bare, uint8())
+    assert bare.training and [p.stride() for p in bare.parameters()] == strides
+
+
+def test_features_are_what_enters_the_classifier(model):
+    expected = extract_features(model, uint8()).features
+    classifier = simco_zoo.create_model("simco_r18_025", num_classes=10)
+    classifier.backbone.load_state_dict(model.backbone.state_dict(), strict=False)
+    assert classifier.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert torch.equal(extract_features(classifier, uint8()).features, expected)
+    assert torch.equal(extract_features(classifier.backbone, uint8()).features, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_floats_of_any_type(model, dtype):
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = extract_features(model, images).features
+    found = extract_features(model, images.to(dtype)).features
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_half_precision(model):
+    expected = extract_features(model, uint8()).features
+    cast = copy.deepcopy(model).to(torch.bfloat16)
+    for found in (extract_features(cast, uint8()), extract_features(model, uint8(), amp=torch.bfloat16)):
+        assert found.features.dtype == torch.float32 and not torch.equal(found.features, expected)
+        torch.testing.assert_close(found.features, expected, rtol=0.05, atol=0.05)
+
+
+def test_features_can_be_trained_on(model):
+    weight = torch.zeros(model.num_features, requires_grad=True)
+    (extract_features(model, uint8()).features @ weight).sum().backward()  # inference tensors would refuse
+    assert weight.grad is not None
+
+
+def test_data_sets_of_pil_images(model):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in uint8()]
+    expected = extract_features(model, uint8()).features
+    table = datasets.Dataset.from_dict({"img": pictures, "label": [0, 1, 2, 0, 1, 2, 0]})
+    table = table.cast_column("img", datasets.Image())
+    pairs = [(picture, i % 3) for i, picture in enumerate(pictures)]
+    for source in (table, pairs):
+        found = extract_features(model, source)
+        torch.testing.assert_close(found.features, expected)
+        assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_workers_keep_the_order(model, tmp_path):
+    for i, image in enumerate(uint8()):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    found = extract_features(model, tmp_path, 2, in_memory=False, num_workers=2)
+    assert found.names == [f"{i}.png" for i in range(7)] and found.labels is None
+    torch.testing.assert_close(found.features, extract_features(model, uint8()).features, rtol=1e-4, atol=1e-5)
+
+
 def test_photos_carry_labels(model):
     pytest.importorskip("skimage")
     data = load_images("photos", limit=20)
@@ -127,5 +203,7 @@ def test_errors(model, tmp_path):
         extract_features(timm.create_model("simco_r18_025", global_pool=""), uint8())
     with pytest.raises(ValueError, match=r"images has shape \(3, 32, 32\)"):
         extract_features(model, uint8()[0])
+    with pytest.raises(ValueError, match="images is torch.int64"):
+        extract_features(model, uint8().long())
     with pytest.raises(ValueError, match="has to end in one of"):
         write_features(Features(torch.zeros(1, 1)), tmp_path / "f.csv")
