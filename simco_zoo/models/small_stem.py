@@ -45,8 +45,9 @@ class SmallStemResNet(ResNet):
         # timm's plain stem has 64 channels whatever the stages have; its deep stem ends with twice stem_width, and one
         # convolution takes its place
         super().__init__(block, layers, channels=channels, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
-        setattr(self, "conv1", self.conv1[-1])  # noqa: B010 (timm declares a Sequential)
-        _shrink_resnet_stem(self, stem_padding)
+        first, last = self.conv1[0], self.conv1[-1]
+        setattr(self, "conv1", _stem_conv(first, last, stem_padding))  # noqa: B010 (timm declares a Sequential)
+        _drop_pooling(self)
 
 
 def _shrink_resnet_stem(model: Any, padding: int) -> None:
@@ -55,12 +56,20 @@ def _shrink_resnet_stem(model: Any, padding: int) -> None:
         first: Any = model.conv1[0]
         first.stride, first.padding = (1, 1), (padding, padding)
     else:
-        last: Any = model.conv1
-        conv = nn.Conv2d(model.in_chans, last.out_channels, 3, stride=1, padding=padding, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes the rest
-        model.conv1 = conv.to(last.weight.device, last.weight.dtype)
+        model.conv1 = _stem_conv(model.conv1, model.conv1, padding)
+    _drop_pooling(model)
+
+
+def _stem_conv(first: Any, last: Any, padding: int) -> nn.Conv2d:
+    """Makes one 3x3 convolution of stride 1 from the input of one convolution to the output of another."""
+    conv = nn.Conv2d(first.in_channels, last.out_channels, 3, stride=1, padding=padding, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes the rest
+    return conv.to(last.weight.device, last.weight.dtype)
+
+
+def _drop_pooling(model: Any) -> None:
     model.maxpool = nn.Identity()
-    for info in model.feature_info:
+    for info in model.feature_info:  # a quarter of the stride is gone
         info["reduction"] = max(info["reduction"] // 4, 1)
 
 
