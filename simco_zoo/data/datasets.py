@@ -351,7 +351,7 @@ def _table_rows(table: Any, source: str, split: str, image_column: str | None, l
         source,
         [f"{split}/{i}" for i in range(len(table))],
         _OpenEncoded(encoded.select_columns([image_column]), image_column),
-        np.asarray(table.with_format("numpy")[label_column][:]).tolist() if label_column else None,
+        list(table.with_format(None)[label_column]) if label_column else None,
         list(label_feature.names) if isinstance(label_feature, ClassLabel) else None,
     )
 

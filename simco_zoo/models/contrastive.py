@@ -117,7 +117,9 @@ class ContrastiveModel(nn.Module):
     @property
     def num_features(self) -> int:
         """Length of the feature vector that the model gives for an image."""
-        return getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        # older timm leaves pools that concatenate, e.g. "catavgmax", out of head_hidden_size
+        width = getattr(getattr(self.backbone, "global_pool", None), "feat_mult", lambda: 1)()
+        return self.backbone.num_features * width if width > 1 else self.backbone.head_hidden_size
 
     @property
     def num_classes(self) -> int:

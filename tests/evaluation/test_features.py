@@ -203,7 +203,7 @@ def test_errors(model, tmp_path):
         extract_features(timm.create_model("simco_r18_025", global_pool=""), uint8())
     with pytest.raises(ValueError, match=r"images has shape \(3, 32, 32\)"):
         extract_features(model, uint8()[0])
-    with pytest.raises(ValueError, match="images is torch.int64"):
+    with pytest.raises(ValueError, match=r"images is torch\.int64"):
         extract_features(model, uint8().long())
     with pytest.raises(ValueError, match="has to end in one of"):
         write_features(Features(torch.zeros(1, 1)), tmp_path / "f.csv")
