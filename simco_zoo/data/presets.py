@@ -48,6 +48,18 @@ class ViewPreset:
     flip: float = 0.5
     size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if a probability, a strength or a range is none."""
+        for name in ("jitter", "grayscale", "blur", "solarize", "flip", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but has to be between 0 and 1.")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is {self.hue}, but has to be between 0 and 0.5 turns.")
+        for name in ("scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is {(low, high)}, but has to be a range above 0, the lower end first.")
+
 
 PRESETS: dict[str, ViewPreset] = {
     # the paper's, for all its CIFAR runs: no blur, no solarization

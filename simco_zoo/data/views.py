@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,20 @@ class ViewParameters:
         return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def to(self, device: torch.device) -> ViewParameters:
-        """Returns the parameters on another device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """Returns the parameters on another device, in one copy for which nobody waits."""
+        if device == self.top.device:
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns = [value.float().reshape(len(self), -1) for value in values.values()]
+        packed = torch.cat(columns, dim=1)
+        packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
+        moved = packed.split([column.shape[1] for column in columns], dim=1)
+        return ViewParameters(
+            **{
+                name: x.reshape(value.shape).to(value.dtype)
+                for (name, value), x in zip(values.items(), moved, strict=True)
+            }
+        )
 
 
 class TwoViews:
@@ -102,6 +115,8 @@ class TwoViews:
         self.preset = preset
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
+        self._scale, self._shift = 1 / std, -mean / std
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Makes two views.
@@ -119,7 +134,8 @@ class TwoViews:
         n, height, width = self._check(batch)
         first = self.draw(n, height, width, generator)
         second = self.draw(n, height, width, generator)
-        return self.apply(batch, first), self.apply(batch, second)
+        pixels = batch.float()
+        return self._view(pixels, first), self._view(pixels, second)
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Draws the parameters of one view of n images (height x width), on the generator's device.
@@ -142,22 +158,20 @@ class TwoViews:
         whole_height = min(height, round(width / limited))
         first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
         any_fits = fits.any(dim=1)
-        crop_width = widths.gather(1, first).squeeze(1).where(any_fits, torch.tensor(float(whole_width), device=device))
-        crop_height = (
-            heights.gather(1, first).squeeze(1).where(any_fits, torch.tensor(float(whole_height), device=device))
-        )
+        crop_width = torch.where(any_fits, widths.gather(1, first).squeeze(1), whole_width)
+        crop_height = torch.where(any_fits, heights.gather(1, first).squeeze(1), whole_height)
         top = (uniform(0, 1) * (height - crop_height + 1)).floor()
         left = (uniform(0, 1) * (width - crop_width + 1)).floor()
+        flip, jitter, spread = uniform(0, 1) < preset.flip, uniform(0, 1) < preset.jitter, uniform(-1, 1, 3)
         strengths = (preset.brightness, preset.contrast, preset.saturation)
-        spread = torch.tensor(strengths, device=device)
         return ViewParameters(
-            top=top.where(any_fits, torch.tensor(float((height - whole_height) // 2), device=device)),
-            left=left.where(any_fits, torch.tensor(float((width - whole_width) // 2), device=device)),
+            top=torch.where(any_fits, top, (height - whole_height) // 2),
+            left=torch.where(any_fits, left, (width - whole_width) // 2),
             height=crop_height,
             width=crop_width,
-            flip=uniform(0, 1) < preset.flip,
-            jitter=uniform(0, 1) < preset.jitter,
-            factors=1 + spread * uniform(-1, 1, 3),
+            flip=flip,
+            jitter=jitter,
+            factors=torch.stack([1 + strength * spread[:, i] for i, strength in enumerate(strengths)], dim=1),
             hue=uniform(-preset.hue, preset.hue),
             order=uniform(0, 1, 4).argsort(dim=1),
             grayscale=uniform(0, 1) < preset.grayscale,
@@ -176,18 +190,23 @@ class TwoViews:
         Returns:
             The normalized view (N, 3, size, size).
         """
-        _, height, _ = self._check(batch)
-        preset, p = self.preset, parameters.to(batch.device)
-        x = crop_resize(batch.float().div_(255), p, self.size or height, preset.interpolation)
-        x = color_jitter(x, p)
-        x = _on_rows(p.grayscale, x, lambda rows: to_gray(rows).expand(-1, 3, -1, -1))
-        if preset.blur > 0:
-            x = _on_rows(p.blur, x, gaussian_blur, p.sigma)
-        if preset.solarize > 0:
-            x = _on_rows(p.solarize, x, lambda rows: torch.where(rows >= 0.5, 1 - rows, rows))
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
-        x = (x - mean).div_(std)
-        return x.to(self.dtype, memory_format=self.memory_format)
+        if len(parameters) != self._check(batch)[0]:
+            raise ValueError(f"there are {len(batch)} images, but parameters of {len(parameters)}.")
+        return self._view(batch.float(), parameters)
+
+    def _view(self, pixels: Tensor, parameters: ViewParameters) -> Tensor:
+        """Makes one view of float images with values from 0 to 255."""
+        preset, p = self.preset, parameters.to(pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):  # the views are as exact in a run of half precision
+            x = crop_resize(pixels, p, self.size or pixels.shape[2], preset.interpolation).div_(255)
+            x = color_jitter(x, p)
+            x = _on_rows(p.grayscale, x, lambda rows: to_gray(rows).expand(-1, 3, -1, -1))
+            if preset.blur > 0:
+                x = _on_rows(p.blur, x, partial(gaussian_blur, largest=preset.blur_sigma[1]), p.sigma)
+            if preset.solarize > 0:
+                x = _on_rows(p.solarize, x, lambda rows: torch.where(rows >= 0.5, 1 - rows, rows))
+            scale, shift = (value.to(x.device, non_blocking=True) for value in (self._scale, self._shift))
+            return x.mul_(scale).add_(shift).to(self.dtype, memory_format=self.memory_format)
 
     @staticmethod
     def _check(batch: Tensor) -> tuple[int, int, int]:
@@ -207,7 +226,7 @@ def _on_rows(chosen: Tensor, x: Tensor, operation: Callable[..., Tensor], *param
     if x.device.type == "cpu":
         rows = torch.nonzero(chosen).squeeze(1)
         if len(rows):
-            x[rows] = operation(x[rows], *(parameter[rows] for parameter in parameters))
+            x.index_copy_(0, rows, operation(x.index_select(0, rows), *(parameter[rows] for parameter in parameters)))
         return x
     return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
 
@@ -263,13 +282,13 @@ def resampling_matrix(
 
 
 def crop_resize(x: Tensor, parameters: ViewParameters, size: int, interpolation: str) -> Tensor:
-    """Crops, flips and resizes images (N, 3, H, W) in [0, 1] to (N, 3, size, size)."""
+    """Crops, flips and resizes images (N, 3, H, W) with values from 0 to 255 to (N, 3, size, size)."""
     p = parameters
     rows = resampling_matrix(p.top, p.height, size, x.shape[2], interpolation)
     columns = resampling_matrix(p.left, p.width, size, x.shape[3], interpolation, p.flip)
     # PIL keeps 8 bits between the two passes, so what overshoots is cut there, too
-    x = torch.matmul(x, columns.transpose(1, 2).unsqueeze(1)).clamp_(0, 1)
-    return torch.matmul(rows.unsqueeze(1), x).clamp_(0, 1)
+    x = torch.bmm(x.flatten(1, 2), columns.transpose(1, 2)).clamp_(0, 255)
+    return torch.matmul(rows.unsqueeze(1), x.unflatten(1, (3, -1))).clamp_(0, 255)
 
 
 # Colors
@@ -278,7 +297,7 @@ def crop_resize(x: Tensor, parameters: ViewParameters, size: int, interpolation:
 def to_gray(x: Tensor) -> Tensor:
     """Returns the luma (N, 1, H, W) of RGB images, with PIL's weights."""
     red, green, blue = x.unbind(dim=1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(1)
 
 
 def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
@@ -307,30 +326,37 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue of RGB images by way of HSV; the shift is in turns of the color circle."""
     red, green, blue = x.unbind(dim=1)
-    value, smallest = x.amax(dim=1), x.amin(dim=1)
-    chroma = value - smallest
-    divisor = torch.where(chroma == 0, 1.0, chroma)
+    largest, smallest = x.amax(dim=1), x.amin(dim=1)
+    chroma = largest - smallest
+    sixth = 1 / (6 * torch.where(chroma == 0, 1.0, chroma))
     hue = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+        largest == red,
+        (green - blue) * sixth,
+        torch.where(largest == green, (blue - red) * sixth + 1 / 3, (red - green) * sixth + 2 / 3),
     )
-    hue = hue + 6 * shift.view(-1, 1, 1)
-    # each channel falls from value to value - chroma and back, at its own phase of the circle
-    phase = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
-    k = (hue.unsqueeze(1) + phase).div_(6)
-    k = k.sub_(k.floor()).mul_(6)
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
+    hue += shift.view(-1, 1, 1) + 2  # turns, positive whatever the shift
+    # a channel is largest within a sixth of a turn of its own hue and smallest beyond a third; between, it is linear
+    phase = torch.arange(3, device=x.device).view(1, 3, 1, 1) / -3 + 0.5
+    away = (hue.unsqueeze(1) + phase).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+    return torch.addcmul((smallest + 2 * chroma).unsqueeze(1), away, chroma.unsqueeze(1), value=-6).clamp_(0, 1)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blurs images (N, 3, H, W), each with its own deviation sigma (N,) in pixels; edges are repeated."""
-    radius = 6  # three times the largest deviation of the presets
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blurs images (N, 3, H, W) as PIL does, each with its own deviation sigma (N,) in pixels; edges are repeated.
+
+    PIL's Gaussian is a box filter of that deviation, applied three times; ``largest`` bounds sigma.
+    """
+    variance = sigma.unsqueeze(1) ** 2 / 3  # of each box, which has `whole` pixels to each side and a part of one more
+    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    radius = 3 * math.floor((math.sqrt(4 * largest**2 + 1) + 1) / 2)
+    offsets = torch.arange(-radius, radius + 1, device=x.device).abs()
+    box = (whole + part + 1 - offsets).clamp_(0, 1).div_(2 * (whole + part) + 1)
+    kernel = box.unsqueeze(0)
+    for _ in range(2):
+        kernel = F.conv1d(kernel, box.unsqueeze(1), padding=radius, groups=len(x))
     n, c, h, w = x.shape
-    weights = kernel.repeat_interleave(c, dim=0)
+    weights = kernel.squeeze(0).repeat_interleave(c, dim=0)
     padded = F.pad(x, (radius,) * 4, mode="replicate").reshape(1, n * c, h + 2 * radius, w + 2 * radius)
     blurred = F.conv2d(padded, weights.view(n * c, 1, -1, 1), groups=n * c)
     return F.conv2d(blurred, weights.view(n * c, 1, 1, -1), groups=n * c).view(n, c, h, w)
