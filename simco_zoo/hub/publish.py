@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from simco_zoo.hub.card import model_card
 from simco_zoo.hub.fingerprint import fingerprint
-from simco_zoo.hub.weights import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, _parse_config
+from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, from_path, parse_config, read_bytes
 from simco_zoo.version import __version__
 
 if TYPE_CHECKING:  # models imports this package to find weights
@@ -166,7 +166,7 @@ def push_to_hub(
                 endpoint=endpoint,
             )
     folder = Path(model_or_folder)
-    _parse_config(folder / CONFIG_FILE, str(folder))
+    from_path(folder, folder_only=True)
     api = HfApi(endpoint=endpoint, token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
@@ -186,7 +186,9 @@ def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
     if CONFIG_FILE not in names:
         return True
     card, config = (api.hf_hub_download(repo_id, n, revision=revision) for n in ("README.md", CONFIG_FILE))
-    return Path(card).read_text(encoding="utf-8") != model_card(_parse_config(Path(config), repo_id))
+    return Path(card).read_text(encoding="utf-8") != model_card(
+        parse_config(read_bytes(Path(config), repo_id), repo_id)
+    )
 
 
 def _tensors(module: nn.Module, half: bool) -> dict[str, Tensor]:

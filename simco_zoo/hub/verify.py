@@ -8,8 +8,10 @@ from pathlib import Path
 import timm
 import torch
 
+from simco_zoo.hub.errors import WeightsError
 from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint
-from simco_zoo.hub.weights import MODEL_FILE, WeightsError, WeightsFolder, published, resolve
+from simco_zoo.hub.folder import MODEL_FILE, WeightsFolder
+from simco_zoo.hub.weights import published, resolve
 
 
 @dataclass(frozen=True)

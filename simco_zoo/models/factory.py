@@ -9,7 +9,8 @@ from typing import Any
 import timm
 from timm.models import parse_model_name, split_model_name_tag
 
-from simco_zoo.hub.weights import WeightsFolder, load_backbone, load_projector, resolve
+from simco_zoo.hub.folder import LOADING_ARGUMENTS, WeightsFolder
+from simco_zoo.hub.weights import create_with_weights, load_projector, resolve
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
 from simco_zoo.models.moco import MoCo, MoCoV1
@@ -187,12 +188,16 @@ def _assemble(
     if build.get("features_only"):  # the one case of another type, as in timm
         maps: Any = timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
         return maps
-    backbone: Any = timm.create_model(architecture, pretrained=timm_weights, **build)
+
+    def build_backbone() -> Any:
+        return timm.create_model(architecture, pretrained=timm_weights, **build)
+
+    loading = found if load else None
+    on_meta = architecture in zoo.__all__  # not every network of timm can be built without memory
+    backbone = build_backbone() if loading is None else create_with_weights(build_backbone, loading, on_meta=on_meta)
     model = method(backbone, **method_arguments)
-    if found is not None and load:
-        load_backbone(backbone, found)
-        if found.projector_file is not None:
-            load_projector(model.projector, found)
+    if loading is not None and loading.projector_file is not None:
+        load_projector(model.projector, loading)
     if "in_chans" in build:
         size = backbone.pretrained_cfg["input_size"][1:]
         backbone.pretrained_cfg = backbone.default_cfg = {
@@ -200,5 +205,5 @@ def _assemble(
             "input_size": (build["in_chans"], *size),
         }
     model.architecture = architecture
-    model.model_args = {**model_args, **{k: arguments[k] for k in ("in_chans", "global_pool") if k in arguments}}
+    model.model_args = {k: v for k, v in build.items() if k not in ("num_classes", *LOADING_ARGUMENTS)}
     return model
