@@ -1,6 +1,6 @@
 """Measure the speed of each part against a plain baseline, side by side in one process.
 
-    python recipes/benchmark.py loss views step extract import
+    python recipes/benchmark.py loss views step extract load import
 
 Baseline and ours take turns, and the median of the ratios pair by pair is reported: machines drift, ratios hardly do.
 Prints a table, and one line of JSON with every row. An aim that is missed is reported, not an error.
@@ -13,12 +13,16 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import simco_zoo
@@ -217,6 +221,21 @@ def benchmark_extract(args: argparse.Namespace) -> Iterator[Row]:
     )
 
 
+def benchmark_load(args: argparse.Namespace) -> Iterator[Row]:
+    """Weights of R18 size from a folder: hashed, parsed and checked, against timm and safetensors as they are."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = simco_zoo.save_pretrained(simco_zoo.create_model("simco_r18"), Path(temporary) / "model")
+
+        def plain() -> None:
+            timm.create_model("simco_r18").load_state_dict(load_file(folder / "model.safetensors"))
+
+        def ours() -> None:
+            simco_zoo.create_model("simco_r18", weights=folder)
+
+        what = "create_model with simco_r18's weights: time / timm.create_model + load_file's"
+        yield compare(what, ours, plain, args.runs, 1.25)
+
+
 def benchmark_import(args: argparse.Namespace) -> Iterator[Row]:
     def run(module: str) -> None:
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
@@ -231,6 +250,7 @@ BENCHMARKS = {
     "views": benchmark_views,
     "step": benchmark_step,
     "extract": benchmark_extract,
+    "load": benchmark_load,
     "import": benchmark_import,
 }
 

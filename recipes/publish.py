@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from simco_zoo.hub import push_to_hub
+from simco_zoo.hub.publish import register_publication
 from simco_zoo.hub.verify import verify
 
 
@@ -21,8 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="a published folder, e.g. runs/NAME/best")
     parser.add_argument("--repo", required=True, help="ORG/NAME; made if it does not exist")
     parser.add_argument("--revision", help="branch to commit to; default the main one")
+    parser.add_argument("--tag", help="git tag to put on the commit, e.g. v1.0: hf-hub:ORG/NAME@v1.0 loads it")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--overwrite-card", action="store_true", help="replace a README that was edited on the Hub")
+    parser.add_argument(
+        "--remote-code", action="store_true", help="add modeling_simco.py, for transformers without this package"
+    )
+    parser.add_argument(
+        "--register", action="store_true", help="write commit and sha256 into this checkout's registry of names"
+    )
     parser.add_argument("--dry-run", action="store_true", help="verify the folder and say what would be sent")
     args = parser.parse_args(argv)
 
@@ -39,9 +47,13 @@ def main(argv: list[str] | None = None) -> int:
             args.folder,
             args.repo,
             revision=args.revision,
+            tag=args.tag,
             private=args.private,
             overwrite_card=args.overwrite_card,
+            remote_code=args.remote_code,
         )
+        if args.register:
+            result["registered"] = register_publication(args.folder, args.repo, str(result["commit"]))
     print(json.dumps(result))
     return 0
 

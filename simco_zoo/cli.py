@@ -176,7 +176,7 @@ def _download(args: argparse.Namespace) -> int:
         partial = args.to / f".partial-{path.name}"
         partial.write_bytes(content)
         partial.replace(args.to / path.name)
-    for name in ("config.json", "README.md", "log.csv"):
+    for name in ("config.json", "README.md", "log.csv", "curves.png", "modeling_simco.py"):
         if (found.folder / name).is_file():
             shutil.copyfile(found.folder / name, args.to / name)
     print(f"{args.name} is in {args.to}; load it: simco_zoo.create_model('local-dir:{args.to}', pretrained=True)")

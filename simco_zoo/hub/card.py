@@ -50,6 +50,8 @@ def model_card(config: dict[str, Any]) -> str:
             "timm",
             "transformers",
         ],
+        datasets=[str(data["name"])] if data.get("name") else None,
+        metrics=["accuracy"] if metrics else None,
         model_name=name,
         eval_results=_eval_results(data, metrics) or None,
     )
@@ -63,6 +65,8 @@ def model_card(config: dict[str, Any]) -> str:
         "## Use\n" + _usage(config, name),
         "## Training\n" + _training(config),
     ]
+    if section.get("curves"):
+        parts.append("![Loss and accuracy over the epochs](curves.png)")
     if metrics:
         parts.append("## Evaluation\n" + _evaluation(metrics))
     parts.append(
@@ -97,6 +101,7 @@ def _eval_results(data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalRes
 
 def _usage(config: dict[str, Any], name: str) -> str:
     source = "FOLDER_OR_REPOSITORY"
+    architecture = config["architecture"]
     size = config["pretrained_cfg"]["input_size"]
     text = f"""`{source}` is `local-dir:PATH` for this folder on disk, or `hf-hub:org/name` on the Hub.
 
@@ -104,14 +109,14 @@ def _usage(config: dict[str, Any], name: str) -> str:
 import simco_zoo
 
 model = simco_zoo.create_model("{source}", pretrained=True).eval()
-transform = simco_zoo.data.resolve_transform(model)   # PIL image -> tensor {tuple(size)}
-features = model(transform(image)[None])              # (1, {config["num_features"]})
+transform = simco_zoo.data.resolve_transform(model)  # PIL image -> tensor {tuple(size)}
+features = model(transform(image)[None])  # (1, {config["num_features"]})
 ```
 
 ```python
-import simco_zoo, timm                                # the import makes the architecture known to timm
+import simco_zoo, timm  # the import makes the architecture known to timm
 
-backbone = timm.create_model("{source}", pretrained=True, num_classes=10)   # for fine-tuning
+backbone = timm.create_model("{source}", pretrained=True, num_classes=10)  # for fine-tuning
 ```
 
 ```python
@@ -121,14 +126,23 @@ from transformers import AutoModel
 backbone = AutoModel.from_pretrained("PATH_OR_REPOSITORY")
 ```
 """
-    if config["architecture"].endswith(("_r18", "_r34", "_r50")):
-        depth = config["architecture"].rsplit("_r", 1)[-1]
+    if not config.get("model_args") and architecture.startswith(tuple(METHOD_NAMES)):
+        text += f"""
+```python
+import torch
+
+model = torch.hub.load("PATH_OF_SIMCO_ZOO", "{architecture}", source="local", weights="PATH")
+```
+"""
+    if architecture.endswith(("_r18", "_r34", "_r50")):
+        depth = architecture.rsplit("_r", 1)[-1]
+        padding = (config.get("model_args") or {}).get("stem_padding", 1)
         text += f"""
 Without this package, in plain timm (torchvision's ResNet takes the same lines, with `fc = nn.Identity()`):
 
 ```python
 model = timm.create_model("resnet{depth}", num_classes=0)
-model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, {padding}, bias=False), nn.Identity()
 model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
 ```
 """
@@ -142,7 +156,12 @@ def _training(config: dict[str, Any]) -> str:
         described = f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
     else:
         described = f"{loss['name']}, temperature {loss['temperature']:g}"
-    rows = [("method", METHOD_NAMES[section["method"]]), ("loss", described)]
+    rows = [("method", METHOD_NAMES[section["method"]])]
+    if recipe.get("converted_from"):
+        rows.append(("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}"))
+        rows.append(("settings of the training", "not in the checkpoint"))
+        return _table(("setting", "value"), rows)
+    rows.append(("loss", described))
     if data.get("name"):
         rows.append(("data", f"{data['name']}, {data.get('split')}: {data.get('images'):,} images"))
         rows.append(("image size", f"{data.get('image_size')} px"))

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,12 +23,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from simco_zoo.hub.card import model_card
 from simco_zoo.hub.fingerprint import fingerprint
 from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, from_path, parse_config, read_bytes
+from simco_zoo.hub.weights import REGISTRY
 from simco_zoo.version import __version__
 
 if TYPE_CHECKING:  # models imports this package to find weights
     from simco_zoo.models import ContrastiveModel
 
 FORMAT = 1  # of the "simco_zoo" section in config.json
+CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
+REMOTE_CODE = Path(__file__).with_name("modeling_simco.py")
 _INPUT_KEYS = (
     "tag",
     "input_size",
@@ -53,9 +57,12 @@ def save_pretrained(
     data: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     log: str | Path | None = None,
+    curves: str | Path | None = None,
     hardware: str | None = None,
     tag: str | None = None,
     half: bool = False,
+    projector: bool = True,
+    remote_code: bool = False,
 ) -> Path:
     """Writes a model's published folder, which simco_zoo, timm (after ``import simco_zoo``) and transformers load.
 
@@ -70,22 +77,29 @@ def save_pretrained(
         data: Training data: ``name``, ``split``, ``images``, ``image_size``.
         metrics: Accuracies in percent, e.g. ``knn_top1``.
         log: ``log.csv`` of the run.
+        curves: ``curves.png`` of the run, which the card then shows.
         hardware: What it was trained on.
         tag: Tag of the weights, e.g. the data set.
         half: Store weights in half precision; batch norm's statistics stay in fp32.
+        projector: Write the projector, too; without it the folder gives features, but no projections.
+        remote_code: Add ``modeling_simco.py``, with which transformers loads a registered name without this package
+            (``trust_remote_code=True``).
 
     Returns:
         The folder's absolute path.
 
     Raises:
-        ValueError: If ``folder`` exists and is no published folder, or the model was not made by ``create_model``.
+        ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``, or
+            there is no remote code for its architecture.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no published folder; choose another, so that nothing is lost.")
     if not getattr(model, "architecture", ""):
         raise ValueError("the model does not say how its backbone is built; make it with simco_zoo.create_model.")
-    tensors = {MODEL_FILE: _tensors(model.backbone, half), PROJECTOR_FILE: _tensors(model.projector, half)}
+    tensors = {MODEL_FILE: _tensors(model.backbone, half)}
+    if projector:
+        tensors[PROJECTOR_FILE] = _tensors(model.projector, half)
     files = {name: safetensors.torch.save(t, metadata={"format": "pt"}) for name, t in tensors.items()}
 
     config = _config(model, tag)
@@ -98,19 +112,26 @@ def save_pretrained(
         "data": data or {},
         "metrics": metrics or {},
         "hardware": hardware,
+        "curves": curves is not None,
         "versions": _versions(),
         "files": {n: {"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)} for n, b in files.items()},
         "fingerprint": fingerprint(_as_saved(model.backbone, tensors[MODEL_FILE])),
     }
+    if remote_code:
+        config["auto_map"] = _auto_map(model.architecture)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
         if log is not None:
-            shutil.copyfile(log, partial / "log.csv")
+            shutil.copyfile(log, partial / LOG_FILE)
+        if curves is not None:
+            shutil.copyfile(curves, partial / CURVES_FILE)
+        if remote_code:
+            shutil.copyfile(REMOTE_CODE, partial / REMOTE_CODE.name)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(config), encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(config), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's folders are private
         _replace_folder(partial, folder)
     finally:
@@ -123,10 +144,12 @@ def push_to_hub(
     repo_id: str,
     *,
     revision: str | None = None,
+    tag: str | None = None,
     private: bool | None = None,
     token: str | None = None,
     commit_message: str = "Publish with simco-zoo",
     overwrite_card: bool = False,
+    remote_code: bool = False,
     endpoint: str | None = None,
     **save_arguments: Any,
 ) -> str:
@@ -138,11 +161,13 @@ def push_to_hub(
     Args:
         model_or_folder: A model of the zoo, or a folder that ``save_pretrained`` wrote.
         repo_id: ``org/name``; made if it does not exist.
-        revision: Branch to commit to; default the main one.
+        revision: Branch to commit to, made if it does not exist; default the main one.
+        tag: Git tag to put on the commit, e.g. ``v1.0``; ``hf-hub:org/name@v1.0`` then loads it.
         private: Whether a new repository is private; None: the organization's default.
         token: Access token; default the one of the login.
         commit_message: First line of the commit.
         overwrite_card: Replace a README that was edited on the Hub.
+        remote_code: Add ``modeling_simco.py``, as in ``save_pretrained``.
         endpoint: Another Hub's address.
         **save_arguments: Arguments of ``save_pretrained``, for a model.
 
@@ -150,15 +175,19 @@ def push_to_hub(
         The full sha of the commit that holds the files.
 
     Raises:
-        WeightsError: If the folder is damaged.
+        WeightsError: If the folder is damaged; nothing is sent then.
+        ValueError: If there is no remote code for the architecture.
     """
     if isinstance(model_or_folder, nn.Module):
         with tempfile.TemporaryDirectory() as temporary:
-            folder = save_pretrained(model_or_folder, Path(temporary) / "model", **save_arguments)
+            folder = save_pretrained(
+                model_or_folder, Path(temporary) / "model", remote_code=remote_code, **save_arguments
+            )
             return push_to_hub(
                 folder,
                 repo_id,
                 revision=revision,
+                tag=tag,
                 private=private,
                 token=token,
                 commit_message=commit_message,
@@ -166,16 +195,67 @@ def push_to_hub(
                 endpoint=endpoint,
             )
     folder = Path(model_or_folder)
-    from_path(folder, folder_only=True)
+    found = from_path(folder, folder_only=True)
+    for file in filter(None, (found.model_file, found.projector_file)):
+        found.verified_bytes(file)
+    config = dict(found.config)
+    if remote_code:
+        config["auto_map"] = _auto_map(config["architecture"])
     api = HfApi(endpoint=endpoint, token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     keep_card = not overwrite_card and _card_was_edited(api, repo_id, revision)
-    names = [MODEL_FILE, PROJECTOR_FILE, CONFIG_FILE, "log.csv"] + ([] if keep_card else ["README.md"])
-    operations = [CommitOperationAdd(n, str(folder / n)) for n in names if (folder / n).is_file()]
+    names = [MODEL_FILE, PROJECTOR_FILE, LOG_FILE, CURVES_FILE] + ([] if keep_card else [CARD_FILE])
+    files: dict[str, str | bytes] = {name: str(folder / name) for name in names if (folder / name).is_file()}
+    files[CONFIG_FILE] = (json.dumps(config, indent=2) + "\n").encode() if remote_code else str(folder / CONFIG_FILE)
+    if "auto_map" in config:
+        files[REMOTE_CODE.name] = str(REMOTE_CODE)
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
+    if tag is not None:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit.oid
+
+
+def register_publication(folder: str | Path, repo_id: str, revision: str, registry: Path = REGISTRY) -> str:
+    """Writes a publication into the package's registry, so that its name loads it at that commit from then on.
+
+    Args:
+        folder: The published folder; its config.json, with the sha256 of each file, goes into the registry.
+        repo_id: Where it was published.
+        revision: Full sha of the commit there.
+        registry: The JSON file.
+
+    Returns:
+        The name, ``ARCHITECTURE.TAG``.
+
+    Raises:
+        ValueError: If the folder has no tag, or the revision is no full sha.
+    """
+    config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
+    tag = config["pretrained_cfg"].get("tag")
+    if not tag:
+        raise ValueError(f"{folder} has no tag to be registered under; train with --tag, or save it with tag=NAME.")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"the revision {revision!r} is no full sha, and anything else can move; register the commit.")
+    name = f"{config['architecture']}.{tag}"
+    entries = {**json.loads(registry.read_text(encoding="utf-8"))}
+    entries[name] = {"repo_id": repo_id, "revision": revision, "config": config}
+    partial = registry.with_name(f".partial-{registry.name}")
+    partial.write_text(json.dumps(dict(sorted(entries.items())), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, registry)
+    return name
+
+
+def _auto_map(architecture: str) -> dict[str, str]:
+    """Returns config.json's entry that leads transformers to the remote code."""
+    if not re.fullmatch(r"(simco|simmoco|mocov1|mocov2)_r(18|34|50)(_025)?", architecture):
+        raise ValueError(
+            f"there is no remote code for {architecture}, only for the registered names; leave remote_code out "
+            "(a free backbone of timm needs none)."
+        )
+    return {"AutoModel": f"{REMOTE_CODE.stem}.SimcoModel"}
 
 
 def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:

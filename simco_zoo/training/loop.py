@@ -349,6 +349,7 @@ class _Trainer:
             "images": len(self.images),
             "image_size": self.images.image_size,
         }
+        curves = self.run / "curves.png"
         return save_pretrained(
             self.model,
             self.run / name,
@@ -356,6 +357,7 @@ class _Trainer:
             data=data,
             metrics=measured,
             log=self.run / "log.csv",
+            curves=curves if curves.is_file() else None,
             hardware=hardware(self.device),
             tag=self.tag,
         )

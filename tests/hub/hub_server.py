@@ -181,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
             repository.commit({".gitattributes": b""})
             self.hub.repositories[repo_id] = repository
             return self.reply_json({"url": f"{self.hub.address}/{repo_id}", "id": repo_id})
-        match = re.fullmatch(r"/api/models/(\w+/[\w.-]+)/(preupload|commit|branch)/(.+)", path)
+        match = re.fullmatch(r"/api/models/(\w+/[\w.-]+)/(preupload|commit|branch|tag)/(.+)", path)
         if match is None:
             return self.refuse(404, "EntryNotFound")
         repository = self.repository(match[1])
@@ -189,6 +189,9 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if match[2] == "branch":
             repository.branches[match[3]] = repository.branches["main"]
+            return self.reply_json({})
+        if match[2] == "tag":
+            repository.branches[json.loads(body)["tag"]] = match[3]
             return self.reply_json({})
         if match[2] == "preupload":
             files = repository.files(match[3]) or {}

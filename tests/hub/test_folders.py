@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from torch import nn
 
 import simco_zoo
 from simco_zoo.hub import WeightsError, save_pretrained
-from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint
+from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint, pseudo_image
 from simco_zoo.hub.verify import verify
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -107,6 +110,37 @@ def test_transformers_reads_the_folder(original, published_once):
     torch.testing.assert_close(model(IMAGES).pooler_output, original(IMAGES), rtol=1e-5, atol=1e-5)
     processor = transformers.AutoImageProcessor.from_pretrained(published_once)
     assert tuple(processor.data_config["mean"]) == tuple(original.pretrained_cfg["mean"])
+    pipe = transformers.pipeline("image-feature-extraction", model=str(published_once))
+    image = pseudo_image(48)
+    transform = simco_zoo.data.resolve_transform(original)
+    expected = original(transform(image)[None])
+    torch.testing.assert_close(torch.tensor(pipe(image, pool=True)), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["simco_r18_025", "mocov2_r34", "simmoco_r50"])
+def test_remote_code_builds_the_same_network(name, tmp_path):
+    """In a process without simco_zoo; the features of a formula-made input are compared."""
+    model = shaken(name)
+    folder = save_pretrained(model, tmp_path / "m", remote_code=True)
+    code = f"""
+import json, sys, torch, transformers
+model = transformers.AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
+assert "simco_zoo" not in sys.modules
+print(json.dumps(model(torch.linspace(-1, 1, 3072).view(1, 3, 32, 32)).pooler_output[0].tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path / "h")}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    features = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    torch.testing.assert_close(features, model(torch.linspace(-1, 1, 3072).view(1, 3, 32, 32))[0], rtol=1e-4, atol=1e-4)
+
+
+def test_remote_code_only_where_there_is_some(tmp_path):
+    model = simco_zoo.create_model("simco", backbone="test_resnet", small_stem=True)
+    with pytest.raises(ValueError, match="no remote code for small_stem"):
+        save_pretrained(model, tmp_path / "m", remote_code=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_torchvision_reads_a_resnet18(tmp_path):

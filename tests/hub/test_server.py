@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import simco_zoo
+from simco_zoo.hub.publish import register_publication
 from tests.hub.hub_server import TOKEN, Hub, Repository, serve
 
 FILES = ("model.safetensors", "projector.safetensors", "config.json", "README.md")
@@ -215,6 +217,127 @@ def test_publish_twice_edit_and_fail(hub, folder, tmp_path, expected):
     push(revision="v1", overwrite_card=True)
     assert repository.files("v1")["config.json"] == (folder / "config.json").read_bytes()
     assert repository.files("main")["config.json"] == b"{}"
+
+
+def test_publish_with_a_tag_a_curve_and_remote_code(hub, folder, tmp_path, expected):
+    curves = tmp_path / "drawn.png"
+    curves.write_bytes(b"a picture")
+    model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
+    other = simco_zoo.save_pretrained(model, tmp_path / "other", curves=curves)
+    arguments = {"tag": "v1.0", "remote_code": True}
+    published = run(hub, tmp_path, PUSH, other, json.dumps(arguments), HF_TOKEN=TOKEN)
+    assert "error" not in published, published
+    files = hub.repositories["org/new"].files("v1.0")
+    assert hub.repositories["org/new"].branches["v1.0"] == published["oid"]
+    assert files["curves.png"] == b"a picture" and b"(curves.png)" in files["README.md"]
+    assert json.loads(files["config.json"])["auto_map"] == {"AutoModel": "modeling_simco.SimcoModel"}
+    assert run(hub, tmp_path, LOAD, "hf-hub:org/new@v1.0")["sum"] == pytest.approx(expected)
+    remote = run(hub, tmp_path, REMOTE_CODE, "org/new")
+    assert remote["without"] and remote["sum"] == pytest.approx(expected, rel=1e-4) and not remote["imported"]
+
+
+REMOTE_CODE = """
+import sys, json, torch, transformers
+try:
+    transformers.AutoModel.from_pretrained(sys.argv[1])
+    without = ""
+except ImportError as error:
+    without = str(error)
+model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+pooled = model(torch.full((1, 3, 32, 32), 0.5)).pooler_output
+print(json.dumps({"without": without, "sum": pooled.sum().item(), "imported": "simco_zoo" in sys.modules}))
+"""
+
+
+def test_a_damaged_folder_is_not_sent(hub, folder, tmp_path):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    content = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found = run(hub, tmp_path, PUSH, other, "{}", HF_TOKEN=TOKEN)
+    assert found["error"] == "WeightsError" and "is damaged" in found["message"] and not hub.repositories
+
+
+def test_timm_pushes_and_both_load_what_it_pushed(hub, folder, tmp_path, expected):
+    """timm's own push_to_hf_hub of our backbone: through timm it comes back; simco_zoo says whose it is."""
+    code = """
+import sys, json, torch, timm, simco_zoo
+backbone = timm.create_model("local-dir:" + sys.argv[1], pretrained=True)
+timm.models.push_to_hf_hub(backbone, "org/pushed", safe_serialization=True)
+again = timm.create_model("hf-hub:org/pushed", pretrained=True).eval()
+try:
+    simco_zoo.create_model("hf-hub:org/pushed", pretrained=True)
+except ValueError as error:
+    refused = str(error)
+print(json.dumps({"sum": again(torch.full((1, 3, 32, 32), 0.5)).sum().item(), "refused": refused}))
+"""
+    found = run(hub, tmp_path, code, folder, HF_TOKEN=TOKEN)
+    assert found["sum"] == pytest.approx(expected)
+    assert "was not published by simco-zoo" in found["refused"] and "timm.create_model" in found["refused"]
+
+
+@pytest.mark.parametrize(("case", "preamble", "message"), [
+    # a real refusal by the kernel, where a test may run as root and own every folder
+    ("full disk", "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))", "free some space"),
+    ("unwritable", "", "make it writable"),
+])  # fmt: skip
+def test_a_cache_that_takes_no_file(case, preamble, message, hub, stored, tmp_path, expected):
+    cache = tmp_path / "cache"
+    if case == "unwritable":
+        cache.write_text("a file where the folder would be")
+    found = run(hub, cache, f"{preamble}\n{LOAD}", "hf-hub:org/model")
+    assert found.get("error") == "WeightsError" and message in found["message"], found
+    assert "cache_dir=FOLDER or HF_HOME" in found["message"]
+    if case == "unwritable":
+        cache.unlink()
+    assert run(hub, cache, LOAD, "hf-hub:org/model")["sum"] == pytest.approx(expected)
+    assert not list(cache.rglob("*.incomplete"))
+
+
+def test_a_refused_connection(hub, tmp_path):
+    found = run(Hub("http://127.0.0.1:9"), tmp_path, LOAD, "hf-hub:org/model")
+    assert found.get("error") == "WeightsError", found
+    for way_out in ("connect", "weights=FOLDER", "HF_HOME"):
+        assert way_out in found["message"]
+
+
+def test_a_registered_publication_loads_by_name_without_a_request_from_the_cache(hub, folder, tmp_path, expected):
+    model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
+    tagged = simco_zoo.save_pretrained(model, tmp_path / "tagged", tag="mine")
+    oid = run(hub, tmp_path, PUSH, tagged, "{}", HF_TOKEN=TOKEN)["oid"]
+    registry = tmp_path / "registry.json"
+    registry.write_text("{}")
+    assert register_publication(tagged, "org/new", oid, registry) == "simco_r18_025.mine"
+    # as after the package was released with that registry: it is read when simco_zoo is imported
+    code = f"""
+import json, pathlib
+plain, registered = pathlib.Path.read_text, pathlib.Path({str(registry)!r})
+pathlib.Path.read_text = lambda self, *a, **k: plain(registered if self.name == "registry.json" else self, *a, **k)
+import simco_zoo
+assert "simco_r18_025.mine" in simco_zoo.list_models(pretrained=True)
+{LOAD}"""
+    assert run(hub, tmp_path, code, "simco_r18_025.mine")["sum"] == pytest.approx(expected)
+    assert hub.requests[-1].endswith(".safetensors") and oid in hub.requests[-1]
+    hub.requests.clear()
+    assert run(hub, tmp_path, code, "simco_r18_025.mine")["sum"] == pytest.approx(expected) and hub.requests == []
+    by_timm = code.replace("simco_zoo.create_model(sys", "__import__('timm').create_model(sys")
+    assert run(hub, tmp_path, by_timm, "simco_r18_025.mine")["sum"] == pytest.approx(expected)
+    # the registry's hash, not the repository's own, is what counts
+    cached = next(tmp_path.rglob("models--org--new/snapshots/*/model.safetensors")).resolve()
+    entry = json.loads(registry.read_text())
+    entry["simco_r18_025.mine"]["config"]["simco_zoo"]["files"]["model.safetensors"]["sha256"] = "0" * 64
+    registry.write_text(json.dumps(entry))
+    assert "is damaged" in run(hub, tmp_path, code, "simco_r18_025.mine")["message"] and cached.is_file()
+
+
+@pytest.mark.parametrize(("tag", "revision", "message"), [(None, "a" * 40, "has no tag"), ("t", "main", "no full sha")])
+def test_what_cannot_be_registered(tag, revision, message, folder, tmp_path):
+    model = simco_zoo.create_model("simco_r18_025")
+    model.backbone.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"}
+    (tmp_path / "registry.json").write_text("{}")
+    saved = simco_zoo.save_pretrained(model, tmp_path / "m", tag=tag)
+    with pytest.raises(ValueError, match=message):
+        register_publication(saved, "org/new", revision, tmp_path / "registry.json")
+    assert (tmp_path / "registry.json").read_text() == "{}"
 
 
 def test_two_processes_load_for_the_first_time_at_once(hub, stored, tmp_path, expected):
