@@ -5,6 +5,9 @@
     python recipes/pretrain.py --model simco --backbone convnext_atto --dataset FOLDER --image-size 64
 
 Every setting is a flag and a key of the config file; a flag goes before the file. The last line printed is JSON.
+
+Exit status: 0 done (or done before), 1 an error, 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint from
+which the same command goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from timm.utils import ParseKwargs
 import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.models.factory import METHODS
-from simco_zoo.training import TrainingConfig, TrainingError, pretrain
+from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
 from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 METHOD_SETTINGS = ("temperature", "dt_m", "momentum", "queue_size", "symmetric", "joint_bn", "bn_splits")
@@ -123,11 +126,11 @@ def main(argv: list[str] | None = None) -> int:
             resume=args.resume,
             tag=args.tag or dataset,
         )
-    except KeyboardInterrupt:
+    except Interrupted as error:
         print(
             f"interrupted; the run goes on with the same command, and {output / 'last'} can be loaded", file=sys.stderr
         )
-        return 130
+        return error.exit_code
     if finished_before:
         print("this run is finished; --resume never or another --output starts it afresh")
     summary = json.loads((folder.parent / "summary.json").read_text(encoding="utf-8"))

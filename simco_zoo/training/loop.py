@@ -25,6 +25,7 @@ from simco_zoo.models.key_encoder import MomentumModel
 from simco_zoo.models.moco import MoCo
 from simco_zoo.training.checkpoint import find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
+from simco_zoo.training.interruption import Interrupted, Interruption
 from simco_zoo.training.log import draw_curves, hardware, write_log, write_summary
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
 
@@ -82,7 +83,8 @@ def pretrain(
     Raises:
         ValueError: If a setting is out of range, or does not fit the data or the run that is resumed.
         TrainingError: If the loss is not finite or the projections collapse; the last checkpoint is intact.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint and ``last/`` were written.
+        Interrupted: A KeyboardInterrupt after Ctrl-C or SIGTERM, when the step was done and a checkpoint and ``last/``
+            were written; a second signal ends the run at once.
     """
     config = replace(config or TrainingConfig(), **settings)
     images = images if isinstance(images, ImageData) else load_images(images)
@@ -130,6 +132,7 @@ class _Trainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.progress = Progress()
         self.start_step = 0
+        self.interruption = Interruption()
 
     def prepare(self, resume: str) -> None:
         """Puts everything on the device, restores a checkpoint, and describes the model as it will be published."""
@@ -201,6 +204,7 @@ class _Trainer:
 
         sums: dict[str, Tensor] = {}
         for batch in self._batches(list(index_batches)):
+            self.interruption.check()
             report = self.step(batch, seeded_generator(config.seed, "views", progress.step))
             for name, value in report.items():
                 sums[name] = sums[name] + value if name in sums else value.clone()
@@ -228,7 +232,7 @@ class _Trainer:
         }
 
     def run_all(self) -> Path:
-        """Runs every epoch that is left, then publishes; Ctrl-C saves before it ends the run."""
+        """Runs every epoch that is left, then publishes; Ctrl-C and SIGTERM save before they end the run."""
         progress, config = self.progress, self.config
         summary_file = self.run / "summary.json"
         if progress.step >= self.total_steps and summary_file.is_file() and (self.run / "last").is_dir():
@@ -243,7 +247,7 @@ class _Trainer:
         )
         row: dict[str, Any] = progress.rows[-1] if progress.rows else {}
         try:
-            with bar:
+            with bar, self.interruption:
                 for epoch in range(progress.step // self.steps_per_epoch, self.epochs):
                     row = self.run_epoch(epoch, bar)
                     final = progress.step == self.total_steps
@@ -256,7 +260,7 @@ class _Trainer:
                     self._write_log()
                     if final or (epoch + 1) % config.checkpoint_every == 0:
                         self._save()
-        except KeyboardInterrupt:
+        except Interrupted:
             self._save()
             self._publish("last", {key: row[key] for key in ("loss",) if key in row})
             raise

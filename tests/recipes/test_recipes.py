@@ -99,7 +99,8 @@ def test_killed_and_resumed_is_bit_identical(run, folder, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process of its own there")
-def test_ctrl_c_leaves_a_loadable_checkpoint(folder, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_loadable_checkpoint(number, status, folder, tmp_path):
     command = [sys.executable, str(RECIPES / "pretrain.py"), "--model", "simco", "--backbone", "test_resnet"]
     command += ["--dataset", str(folder), "--image-size", "32", "--batch-size", "8", "--epochs", "5000"]
     command += ["--output", str(tmp_path / "run"), "--knn-every", "0"]
@@ -107,9 +108,9 @@ def test_ctrl_c_leaves_a_loadable_checkpoint(folder, tmp_path):
     deadline = time.monotonic() + 60
     while not list((tmp_path / "run").glob("checkpoints/*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in err
+    assert process.returncode == status and "interrupted" in err
     assert simco_zoo.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True)
 
 

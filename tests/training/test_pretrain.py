@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.training import TrainingConfig, TrainingError, pretrain
+from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
 from simco_zoo.training import loop as loop_module
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.config import pick_device
@@ -93,20 +94,30 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tmp_path
 
 @pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2"])
 @pytest.mark.parametrize("stop", [5, 7])  # at the end of an epoch, and within one
-def test_an_interrupted_run_ends_bit_identically(method, stop, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path, monkeypatch):
     kwargs = {"queue_size": 12, "bn_splits": 2} if method == "mocov2" else {}
     whole = pretrain(model(method, **kwargs), images(), output=tmp_path / "whole", **SETTINGS)
 
     step = loop_module._Trainer.step
 
     def interrupted(self, batch, generator):
-        if self.progress.step == stop:
-            raise KeyboardInterrupt
+        if self.progress.step == stop - 1:
+            schedule = self.schedule.step_update
+
+            def between_optimizer_and_checkpoint(*arguments):
+                signal.raise_signal(number)
+                schedule(*arguments)
+
+            monkeypatch.setattr(self.schedule, "step_update", between_optimizer_and_checkpoint)
         return step(self, batch, generator)
 
     monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as caught:
         pretrain(model(method, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     monkeypatch.undo()
     assert simco_zoo.create_model(f"local-dir:{tmp_path / 'cut' / 'last'}", pretrained=True)
     torch.manual_seed(123)  # what a new process starts with must not matter

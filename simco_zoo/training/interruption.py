@@ -1,0 +1,50 @@
+"""Ctrl-C and preemption (SIGTERM): a run ends between two steps, never within one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; ``signal`` says which, and ``exit_code`` is what a shell would report: 128 + signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """While entered, holds SIGINT and SIGTERM back until ``check`` is called; a second signal is not held back.
+
+    An exception out of a signal handler can come between the optimizer's step and the counter of steps, and what is
+    saved then belongs to no step at all. Outside the main thread Python delivers no signals, and nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt(f"a second {signal.Signals(number).name}; nothing was saved since the last epoch")
+        self.received = number
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.received is not None:
+            raise Interrupted(self.received)
