@@ -104,7 +104,14 @@ def test_a_signal_leaves_a_loadable_checkpoint(number, status, folder, tmp_path)
     command = [sys.executable, str(RECIPES / "pretrain.py"), "--model", "simco", "--backbone", "test_resnet"]
     command += ["--dataset", str(folder), "--image-size", "32", "--batch-size", "8", "--epochs", "5000"]
     command += ["--output", str(tmp_path / "run"), "--knn-every", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # whoever runs the tests in the background of a script lets its children ignore SIGINT
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "run").glob("checkpoints/*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -92,6 +92,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, tmp_path
     assert any(not torch.equal(a, b) for a, b in zip(weights(other).values(), weights(again).values(), strict=True))
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, even where the tests themselves run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2"])
 @pytest.mark.parametrize("stop", [5, 7])  # at the end of an epoch, and within one
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
