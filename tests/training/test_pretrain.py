@@ -112,13 +112,8 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
 
     def interrupted(self, batch, generator):
         if self.progress.step == stop - 1:
-            schedule = self.schedule.step_update
-
-            def between_optimizer_and_checkpoint(*arguments):
-                signal.raise_signal(number)
-                schedule(*arguments)
-
-            monkeypatch.setattr(self.schedule, "step_update", between_optimizer_and_checkpoint)
+            # it comes between the optimizer's step and the counter of steps
+            monkeypatch.setattr(self.scaler, "update", lambda: signal.raise_signal(number))
         return step(self, batch, generator)
 
     monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
