@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,19 +135,30 @@ import torch
 model = torch.hub.load("PATH_OF_SIMCO_ZOO", "{architecture}", source="local", weights="PATH")
 ```
 """
-    if architecture.endswith(("_r18", "_r34", "_r50")):
-        depth = architecture.rsplit("_r", 1)[-1]
-        padding = (config.get("model_args") or {}).get("stem_padding", 1)
-        text += f"""
-Without this package, in plain timm (torchvision's ResNet takes the same lines, with `fc = nn.Identity()`):
+    return (text + _plain_usage(config)).rstrip()
+
+
+def _plain_usage(config: dict[str, Any]) -> str:
+    """Returns how a registered ResNet loads in plain timm; nothing for other architectures and changed networks."""
+    named = re.fullmatch(r"[a-z0-9]+_r(18|34|50)(_025)?", config["architecture"])
+    if named is None or not (config.get("model_args") or {}).keys() <= {"stem_padding"} or config["num_classes"]:
+        return ""
+    # timm's plain stem has 64 channels; of a narrower network the deep stem has as many as the first stage
+    width, narrow = (16, ", channels=(16, 32, 64, 128), stem_type='deep', stem_width=8") if named[2] else (64, "")
+    narrow = narrow.replace("'", '"')
+    padding = (config.get("model_args") or {}).get("stem_padding", 1)
+    return f"""
+Without this package, in plain timm{"" if named[2] else " (or torchvision, with `resnet.fc = nn.Identity()`)"}:
 
 ```python
-model = timm.create_model("resnet{depth}", num_classes=0)
-model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, {padding}, bias=False), nn.Identity()
-model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+import safetensors.torch, timm
+from torch import nn
+
+resnet = timm.create_model("resnet{named[1]}", num_classes=0{narrow})
+resnet.conv1, resnet.maxpool = nn.Conv2d(3, {width}, 3, 1, {padding}, bias=False), nn.Identity()
+resnet.load_state_dict(safetensors.torch.load_file("model.safetensors"))
 ```
 """
-    return text.rstrip()
 
 
 def _training(config: dict[str, Any]) -> str:

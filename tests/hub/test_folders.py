@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simco_zoo
-from simco_zoo.hub import WeightsError, save_pretrained
+from simco_zoo.hub import WeightsError, published, save_pretrained
+from simco_zoo.hub.card import model_card
 from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint, pseudo_image
 from simco_zoo.hub.verify import verify
 
@@ -153,6 +154,27 @@ def test_plain_torchvision_reads_a_resnet18(tmp_path):
     plain.conv1, plain.maxpool, plain.fc = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity(), nn.Identity()
     plain.load_state_dict(load_file(folder / "model.safetensors"))
     torch.testing.assert_close(plain.eval()(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [
+    ("simco_r18_025", {}),
+    ("mocov2_r34", {}),
+    ("simco_r50", {"stem_padding": 2}),
+])  # fmt: skip
+def test_the_lines_in_the_card_work_without_this_package(name, kwargs, tmp_path, monkeypatch):
+    model = shaken(name, **kwargs)
+    monkeypatch.chdir(save_pretrained(model, tmp_path / "m"))
+    lines = Path("README.md").read_text().split("Without this package")[1].split("```python\n")[1].split("```")[0]
+    assert "simco" not in lines
+    known: dict = {}
+    exec(lines, known)
+    torch.testing.assert_close(known["resnet"].eval()(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("changed", [{"num_classes": 5}, {"global_pool": "max"}])
+def test_a_changed_network_has_no_such_lines(changed, tmp_path):
+    folder = save_pretrained(shaken("simco_r18", **changed), tmp_path / "m")
+    assert "Without this package" not in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [
@@ -407,3 +429,11 @@ def test_a_folder_of_timm_is_named_as_such(tmp_path):
     save_for_hf(timm.create_model("test_resnet"), tmp_path, safe_serialization=True)
     with pytest.raises(ValueError, match="was not published by simco-zoo"):
         simco_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_the_shipped_cards_are_those_of_their_configs():
+    """A stale one is made again with simco_zoo.hub.card.model_card(config)."""
+    shipped = [entry for entry in published().values() if entry.folder]
+    assert shipped
+    for entry in shipped:
+        assert (entry.folder / "README.md").read_text(encoding="utf-8") == model_card(entry.config)
