@@ -22,6 +22,14 @@ COLUMNS = (
     "lr",
     "knn_top1",
     "knn_top5",
+    "alignment",
+    "uniformity",
+    "effective_rank",
+    "log_w_q05",
+    "log_w_q25",
+    "log_w_q50",
+    "log_w_q75",
+    "log_w_q95",
     "images_per_second",
     "seconds",
 )
@@ -52,19 +60,29 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """Draws loss, kNN accuracy and projection deviation over the epochs, if matplotlib is installed."""
+    """Draws loss, kNN accuracy and diagnostics over the epochs, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return
     # the figure classes, not pyplot: no global state and no display
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = [("loss", "loss"), ("knn_top1", "kNN top-1 (%)"), ("proj_std", "deviation of projections (1 = uniform)")]
+    if any("effective_rank" in row for row in rows):
+        panels += [("effective_rank", "effective rank of the features"), ("uniformity", "uniformity (lower: fuller)")]
+        panels.append(("log_w_q50", "log w of the anchors: median, 5 to 95 %"))
+    height = len(panels) // 3
+    figure = Figure(figsize=(12, 3.4 * height + 0.2), layout="constrained")
     figure.suptitle(title)
-    panels = (("loss", "loss"), ("knn_top1", "kNN top-1 (%)"), ("proj_std", "deviation of projections (1 = uniform)"))
-    for axes, (column, label) in zip(figure.subplots(1, 3), panels, strict=True):
-        points = [(row["epoch"], row[column]) for row in rows if row.get(column) not in (None, "")]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=4)
+    for axes, (column, label) in zip(figure.subplots(height, 3).flat, panels, strict=True):
+        known = [row for row in rows if row.get(column) not in (None, "")]
+        epochs = [row["epoch"] for row in known]
+        if known:
+            values = [row[column] for row in known]
+            axes.plot(epochs, values, marker="o" if len(known) < 30 else None, markersize=4)
+        if column == "log_w_q50":
+            for low, high in (("log_w_q05", "log_w_q95"), ("log_w_q25", "log_w_q75")):
+                ends = ([row[low] for row in known], [row[high] for row in known])
+                axes.fill_between(epochs, *ends, color="C0", alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_title(label)
         axes.grid(alpha=0.3)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
-from simco_zoo.evaluation import extract_features, knn, linear_probe
+from simco_zoo.evaluation import diagnose, extract_features, knn, linear_probe
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.key_encoder import MomentumModel
@@ -253,6 +253,7 @@ class _Trainer:
                     final = progress.step == self.total_steps
                     if final or (config.knn_every and (epoch + 1) % config.knn_every == 0):
                         row.update(self._knn())
+                    row.update(self._diagnose())
                     progress.rows.append(row)
                     if row.get("knn_top1", -math.inf) > progress.best_knn:
                         progress.best_knn = row["knn_top1"]
@@ -322,6 +323,12 @@ class _Trainer:
         k = min(self.config.knn_k, len(bank.labels))
         result = knn(bank.features, bank.labels, test.features, test.labels, k=k)
         return {"knn_top1": round(result["top1"], 3), "knn_top5": round(result["top5"], 3)}
+
+    def _diagnose(self) -> dict[str, float]:
+        """Measures alignment, uniformity, rank and the anchors' weights on as many images as a batch has."""
+        limit = max(2, min(self.config.batch_size, 512))
+        found = diagnose(self.model, self.images, views=self.config.views, limit=limit, seed=self.config.seed)
+        return {name: round(value, 4) for name, value in found.items()}
 
     def _linear(self) -> dict[str, float]:
         """Measures a linear probe on the final features, in percent; nothing without labels."""

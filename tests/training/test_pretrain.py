@@ -14,6 +14,7 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import load_images
+from simco_zoo.evaluation import diagnose
 from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
 from simco_zoo.training import loop as loop_module
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
@@ -62,6 +63,12 @@ def test_what_a_run_leaves(run):
     names = {path.name for path in run.iterdir()}
     assert {"last", "best", "checkpoints", "log.csv", "summary.json"} <= names
     rows = list(csv.DictReader((run / "log.csv").open()))
+    # measured on the weights that are published, with the run's views and seed
+    found = diagnose(
+        simco_zoo.create_model(f"local-dir:{run / 'last'}", pretrained=True), images(), limit=SETTINGS["batch_size"]
+    )
+    for name, value in found.items():
+        assert float(rows[-1][name]) == pytest.approx(value, abs=1e-3), name
     assert [int(row["step"]) for row in rows] == [5, 10, 15]
     assert [row["knn_top1"] != "" for row in rows] == [False, True, True]
     summary = json.loads((run / "summary.json").read_text())
