@@ -7,6 +7,7 @@ import argparse
 import torch
 
 import simco_zoo
+from simco_zoo.distributed import join
 from simco_zoo.evaluation import Features, extract_features
 from simco_zoo.training.config import pick_device
 
@@ -30,6 +31,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 
 def extract_splits(args: argparse.Namespace) -> tuple[Features, Features]:
     """Returns the features of the training and the test split, both with labels."""
+    device = join(pick_device(args.device))
     torch.manual_seed(args.seed)
     trained = args.weights != "none"
     model = simco_zoo.create_model(args.model, pretrained=trained, weights=args.weights if trained else None)
@@ -41,9 +43,10 @@ def extract_splits(args: argparse.Namespace) -> tuple[Features, Features]:
             args.dataset,
             args.batch_size,
             split=split,
-            device=pick_device(args.device),
+            device=device,
             num_workers=args.workers,
             progress_bar=True,
+            across_processes=True,
             image_column=args.image_column,
             label_column=args.label_column,
             limit=args.limit,

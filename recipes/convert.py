@@ -14,11 +14,11 @@ import argparse
 import json
 import pickle
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from _run import run
 from torch import Tensor
 
 import simco_zoo
@@ -210,7 +210,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+
+from _run import run
 
 from simco_zoo.evaluation.export import extract_to_file
 
@@ -47,7 +48,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

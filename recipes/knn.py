@@ -8,9 +8,9 @@ The last line printed is JSON, accuracies in percent.
 from __future__ import annotations
 
 import json
-import sys
 
 from _evaluate import build_parser, extract_splits
+from _run import run
 
 from simco_zoo.evaluation import knn
 
@@ -28,7 +28,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

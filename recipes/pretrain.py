@@ -3,6 +3,7 @@
     python recipes/pretrain.py --model simco_r18_025 --dataset photos --epochs 5
     python recipes/pretrain.py --config recipes/configs/cifar100/simco_r18.yaml
     python recipes/pretrain.py --model simco --backbone convnext_atto --dataset FOLDER --image-size 64
+    torchrun --nproc-per-node 2 recipes/pretrain.py --model simco_r18_025 --dataset photos
 
 Every setting is a flag and a key of the config file; a flag goes before the file. The last line printed is JSON.
 
@@ -18,13 +19,16 @@ import sys
 from pathlib import Path
 
 import torch
+from _run import run
 from timm.models import get_pretrained_cfg
 from timm.utils import ParseKwargs
 
 import simco_zoo
 from simco_zoo.data import load_images
+from simco_zoo.distributed import is_main, join, world_size
 from simco_zoo.models.factory import METHODS
-from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
+from simco_zoo.training import Interrupted, TrainingConfig, pretrain
+from simco_zoo.training.config import pick_device
 from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 METHOD_SETTINGS = ("temperature", "dt_m", "momentum", "queue_size", "symmetric", "joint_bn", "bn_splits")
@@ -94,6 +98,7 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> torch
 
 def main(argv: list[str] | None = None) -> int:
     args, config = read_settings(build_parser(), TrainingConfig, argv)
+    join(pick_device(config.device))
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     load = {"image_size": args.image_size, "limit": args.limit, **columns}
     images = load_images(args.dataset, split=args.train_split, **load)
@@ -107,15 +112,19 @@ def main(argv: list[str] | None = None) -> int:
     dataset = Path(args.dataset).name
     output = args.output or Path("runs") / f"{name.replace('/', '-')}-{dataset}"
 
-    steps = len(images) // config.batch_size * config.epochs
+    per_step = config.batch_size * config.accumulate
+    steps = len(images) // per_step * config.epochs
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {model.method_config()}")
     print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {images.skipped or 'none'} skipped")
-    print(f"{min(steps, config.max_steps or steps)} steps of {config.batch_size} images, peak lr {config.peak_lr:g}")
+    print(f"{min(steps, config.max_steps or steps)} steps of {per_step} images, peak lr {config.peak_lr:g}")
+    if world_size() > 1:
+        print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")
     print(f"output: {output}", flush=True)
 
     finished_before = args.resume == "auto" and (output / "summary.json").is_file()
-    write_settings(output / "config.yaml", args)
+    if is_main():
+        write_settings(output / "config.yaml", args)
     try:
         folder = pretrain(
             model,
@@ -140,7 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, TrainingError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -15,8 +15,11 @@ import torch
 from timm.models import split_model_name_tag
 
 import simco_zoo
+from simco_zoo.files import replacing
 from simco_zoo.hub import WeightsError, published, resolve
 from simco_zoo.hub.card import METHOD_NAMES
+from simco_zoo.hub.folder import CONFIG_FILE
+from simco_zoo.hub.publish import CARD_FILE, CURVES_FILE, LOG_FILE, REMOTE_CODE
 from simco_zoo.hub.verify import verify
 
 
@@ -173,10 +176,9 @@ def _download(args: argparse.Namespace) -> int:
     args.to.mkdir(parents=True, exist_ok=True)
     for path in filter(None, (found.model_file, found.projector_file)):
         content = found.verified_bytes(path)
-        partial = args.to / f".partial-{path.name}"
-        partial.write_bytes(content)
-        partial.replace(args.to / path.name)
-    for name in ("config.json", "README.md", "log.csv", "curves.png", "modeling_simco.py"):
+        with replacing(args.to / path.name) as partial:
+            partial.write_bytes(content)
+    for name in (CONFIG_FILE, CARD_FILE, LOG_FILE, CURVES_FILE, REMOTE_CODE.name):
         if (found.folder / name).is_file():
             shutil.copyfile(found.folder / name, args.to / name)
     print(f"{args.name} is in {args.to}; load it: simco_zoo.create_model('local-dir:{args.to}', pretrained=True)")

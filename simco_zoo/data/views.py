@@ -118,12 +118,16 @@ class TwoViews:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
         self._scale, self._shift = 1 / std, -mean / std
 
-    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, batch: Tensor, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
+    ) -> tuple[Tensor, Tensor]:
         """Makes two views.
 
         Args:
             batch: Images, uint8 (N, 3, H, W), on any device.
             generator: Source of the randomness, on the CPU or the batch's device; None: torch's default one.
+            share: (i, n): the batch is the i-th of n equal shares of a larger one, whose views are drawn together, so
+                that they depend on an image's place in the larger batch and not on how it is shared out.
 
         Returns:
             Two tensors (N, 3, size, size), normalized with the preset's mean and std.
@@ -132,8 +136,9 @@ class TwoViews:
             ValueError: If the batch is not uint8 of that shape.
         """
         n, height, width = self._check(batch)
-        first = self.draw(n, height, width, generator)
-        second = self.draw(n, height, width, generator)
+        own = slice(share[0] * n, (share[0] + 1) * n)
+        first = self.draw(share[1] * n, height, width, generator)[own]
+        second = self.draw(share[1] * n, height, width, generator)[own]
         pixels = batch.float()
         return self._view(pixels, first), self._view(pixels, second)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews
+from simco_zoo.evaluation.features import evaluating
 from simco_zoo.losses import log_anchor_weights
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -65,14 +66,9 @@ def diagnose(model: Any, images: ImageData, *, views: str = "cifar", limit: int 
     device = next(model.parameters()).device
     batch = next(iter(images.batches([torch.arange(min(limit, len(images)))]))).to(device)
     generator = torch.Generator().manual_seed(seed)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         view1, view2 = TwoViews(views, size=images.image_size)(batch, generator=generator)
         z1, z2, features = model.project(view1), model.project(view2), model(view1)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     dt_m = getattr(model, "dt_m", 10.0)
     log_w = log_anchor_weights(z1, z2, temperature=model.temperature, dt_m=dt_m, check=False).double().cpu()
     quantiles = torch.quantile(log_w, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()

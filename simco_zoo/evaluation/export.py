@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from simco_zoo.distributed import is_main, join
 from simco_zoo.evaluation.features import Features, extract_features
+from simco_zoo.files import replacing
 
 
 def write_features(features: Features, path: str | Path) -> Path:
@@ -33,13 +34,8 @@ def write_features(features: Features, path: str | Path) -> Path:
     path = Path(path).absolute()
     write = writer_for(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # numpy appends .npz to other names, so the suffix stays at the end
-    partial = path.with_name(f".partial-{path.name}")
-    try:
+    with replacing(path) as partial:
         write(features, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -123,19 +119,23 @@ def extract_to_file(
     from simco_zoo.training.config import pick_device
 
     writer_for(Path(output))
+    target = join(pick_device(device))
     model = create_model(model_name, pretrained=weights != "none", weights=None if weights == "none" else weights)
     features = extract_features(
         model,
         images,
         batch_size,
         split=split,
-        device=pick_device(device),
+        device=target,
         num_workers=num_workers,
         progress_bar=True,
+        across_processes=True,
         **load,
     )
-    for name, reason in features.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    path = write_features(features, output)
+    path = Path(output).absolute()
+    if is_main():
+        for name, reason in features.skipped:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+        write_features(features, path)
     dim = features.features.shape[1]
     return {"count": len(features), "dim": dim, "skipped": len(features.skipped), "output": str(path)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simco_zoo.data import ImageData, load_images, normalize
+from simco_zoo.distributed import gather_rows, is_main, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def extract_features(
     num_workers: int = 0,
     amp: torch.dtype | None = None,
     progress_bar: bool = False,
+    across_processes: bool = False,
     **load: Any,
 ) -> Features:
     """Extracts pooled features with a model of the zoo or of timm, in evaluation mode and without gradients.
@@ -66,6 +68,8 @@ def extract_features(
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast, e.g. ``torch.bfloat16``; None: none.
         progress_bar: Show a progress bar on stderr, if that is a terminal.
+        across_processes: Share the images among the processes of torch.distributed, all of which have to call this with
+            the same arguments; each gets all features.
         **load: Further arguments of ``load_images``.
 
     Returns:
@@ -85,6 +89,11 @@ def extract_features(
         images = load_images(images, split=split, **load)
     if isinstance(images, Tensor):
         _check_tensor(images)
+    share = images
+    if across_processes and world_size() > 1:
+        size = -(-len(images) // world_size())
+        own = torch.arange(rank() * size, (rank() + 1) * size) % len(images)  # every share has the same length
+        share = images[own] if isinstance(images, Tensor) else images.subset(own)
 
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
@@ -92,14 +101,14 @@ def extract_features(
     classifies = getattr(model, "num_classes", 0) and hasattr(model, "forward_head")
     pooled = _before_classifier(model) if classifies else model
     batches = tqdm(
-        _batches(images, batch_size, num_workers),
-        total=-(-len(images) // batch_size),
+        _batches(share, batch_size, num_workers),
+        total=-(-len(share) // batch_size),
         desc="features",
         unit="batch",
-        disable=None if progress_bar else True,
+        disable=None if progress_bar and is_main() else True,
     )
     collected: list[Tensor] = []
-    with _evaluating(model), torch.inference_mode(), torch.autocast(target.type, dtype=amp, enabled=amp is not None):
+    with evaluating(model), torch.inference_mode(), torch.autocast(target.type, dtype=amp, enabled=amp is not None):
         for batch in batches:
             batch = batch.to(target)
             if batch.dtype == torch.uint8:
@@ -112,6 +121,8 @@ def extract_features(
                 collected[-2] = collected[-2].cpu()
     collected[-1] = collected[-1].cpu()
     features = torch.cat(collected)
+    if share is not images:
+        features = gather_rows(features)[: len(images)]
     if isinstance(images, Tensor):
         return Features(features)
     return Features(features, images.labels, images.names, images.skipped, images.class_names)
@@ -122,7 +133,7 @@ def _before_classifier(model: Any) -> Callable[[Tensor], Any]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and convolutions laid out as they run fastest; then everything is put back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     weights = [(module.weight, module.weight.data) for module, _ in modes if isinstance(module, nn.Conv2d)]

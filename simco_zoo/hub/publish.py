@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simco_zoo.files import write_text
 from simco_zoo.hub.card import model_card
 from simco_zoo.hub.fingerprint import fingerprint
 from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, from_path, parse_config, read_bytes
@@ -240,11 +241,9 @@ def register_publication(folder: str | Path, repo_id: str, revision: str, regist
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(f"the revision {revision!r} is no full sha, and anything else can move; register the commit.")
     name = f"{config['architecture']}.{tag}"
-    entries = {**json.loads(registry.read_text(encoding="utf-8"))}
+    entries = json.loads(registry.read_text(encoding="utf-8"))
     entries[name] = {"repo_id": repo_id, "revision": revision, "config": config}
-    partial = registry.with_name(f".partial-{registry.name}")
-    partial.write_text(json.dumps(dict(sorted(entries.items())), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, registry)
+    write_text(registry, json.dumps(dict(sorted(entries.items())), indent=2) + "\n")
     return name
 
 

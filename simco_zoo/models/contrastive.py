@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simco_zoo.distributed import gather_rows, rank
 from simco_zoo.models.projector import build_projector
 
 
@@ -58,6 +59,8 @@ class ContrastiveModel(nn.Module):
         # how config.json names the backbone so that timm builds it again; set by create_model
         self.architecture: str = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture") or ""
         self.model_args: dict[str, Any] = {}
+        # whether keys are gathered from all processes of torch.distributed; pretrain sets it
+        self.across_processes = False
 
     # The method
 
@@ -95,6 +98,20 @@ class ContrastiveModel(nn.Module):
         if joint and len(views) > 1:
             return embed(encoder.backbone, encoder.projector, torch.cat(views)).chunk(len(views))
         return tuple(embed(encoder.backbone, encoder.projector, view) for view in views)
+
+    def gather_keys(self, *keys: Tensor) -> tuple[tuple[Tensor, ...], int]:
+        """Gathers the keys of all processes where ``across_processes`` is set.
+
+        Args:
+            *keys: Unit rows (N, D), one tensor per view, N the same on every process.
+
+        Returns:
+            Rows (M, D) in rank order per view, and where this process's own begin: ``positive_offset`` of the loss.
+        """
+        if not self.across_processes:
+            return keys, 0
+        gathered = gather_rows(torch.stack(keys, dim=1))  # one exchange for both views
+        return gathered.unbind(dim=1), rank() * len(keys[0])
 
     # timm's interface
 

@@ -83,6 +83,8 @@ class MomentumModel(ContrastiveModel):
             raise ValueError(f"momentum is {momentum}, but has to lie in [0, 1].")
         self.momentum = momentum
         self.key_encoder = None
+        # set while gradients accumulate: the key encoder makes one step per step of the optimizer
+        self.hold_key_encoder = False
 
     def init_key_encoder(self) -> None:
         """Makes the key encoder as a copy of the query encoder, unless it is there already."""
@@ -91,10 +93,10 @@ class MomentumModel(ContrastiveModel):
             self.key_encoder.train(self.training)
 
     def advance_key_encoder(self) -> KeyEncoder:
-        """Returns the key encoder, in training mode after one step of its moving average."""
+        """Returns the key encoder, in training mode after one step of its moving average, unless it is held."""
         self.init_key_encoder()
         assert self.key_encoder is not None
-        if self.training:
+        if self.training and not self.hold_key_encoder:
             self.key_encoder.follow(self, self.momentum)
         return self.key_encoder
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from simco_zoo.distributed import from_main, gather_rows, rank, world_size
 from simco_zoo.losses import info_nce
 from simco_zoo.models.contrastive import check_views, contrast_report
 from simco_zoo.models.key_encoder import KeyEncoder, MomentumModel
@@ -76,12 +78,12 @@ class MoCo(MomentumModel):
         """Computes InfoNCE against the queue.
 
         In training mode the key encoder makes its step before the keys are made, and the keys enter the queue after
-        the loss.
+        the loss. Where ``across_processes`` is set, those of all processes enter, in rank order, on every process.
 
         Args:
             view1: Images (N, C, H, W); the queries.
             view2: The same images in another view; the keys.
-            generator: Source of the keys' shuffle where ``bn_splits`` > 1; torch's default generator if None.
+            generator: Source of the keys' shuffle, where there is one; torch's default generator if None.
 
         Returns:
             ``loss`` (differentiable scalar) and the detached scalars of ``contrast_report``.
@@ -95,14 +97,14 @@ class MoCo(MomentumModel):
             with torch.no_grad():
                 (k2,) = self._keys(key_encoder, view2, generator=generator)
             (q1,) = self.embed_views(self, view1)
-            loss, keys = self._loss(q1, k2), k2
+            loss, keys = self._loss(q1, k2), [k2]
         else:
             with torch.no_grad():
                 k1, k2 = self._keys(key_encoder, view1, view2, generator=generator)
             q1, q2 = self.embed_views(self, view1, view2)
-            loss, keys = (self._loss(q1, k2) + self._loss(q2, k1)) / 2, torch.cat([k1, k2])
+            loss, keys = (self._loss(q1, k2) + self._loss(q2, k1)) / 2, [k1, k2]
         if self.training:
-            self._enqueue(keys)
+            self._enqueue(torch.cat(self.gather_keys(*keys)[0]))
         return contrast_report(loss, q1, k2)
 
     def _loss(self, query: Tensor, key: Tensor) -> Tensor:
@@ -111,15 +113,30 @@ class MoCo(MomentumModel):
     def _keys(
         self, key_encoder: KeyEncoder, *views: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, ...]:
-        """Embeds views as keys, shuffled within each view so that a key's batch-norm part is not its query's."""
-        if self.bn_splits == 1 or not self.training:
+        """Embeds views as keys, shuffled within each view so that a key's batch-norm part is not its query's.
+
+        The parts are those of ``bn_splits`` and, unless batch norm is synchronized, the processes' (MoCo section 3.3).
+        """
+        processes = world_size() if self.across_processes else 1
+        apart = self.bn_splits > 1 or (processes > 1 and _normalizes_apart(key_encoder))
+        if not (apart and self.training):
             return self.embed_views(key_encoder, *views)
-        device = view_device = views[0].device
-        if generator is not None:
-            device = generator.device
-        orders = [torch.randperm(len(v), generator=generator, device=device).to(view_device) for v in views]
-        keys = self.embed_views(key_encoder, *(v[order] for v, order in zip(views, orders, strict=True)))
-        return tuple(k[torch.argsort(order)] for k, order in zip(keys, orders, strict=True))
+        n, device = len(views[0]), views[0].device
+        drawn_on = generator.device if generator is not None else device
+        own = slice(rank() * n, (rank() + 1) * n) if processes > 1 else slice(None)
+        orders, shuffled = [], []
+        for view in views:
+            order = torch.randperm(n * processes, generator=generator, device=drawn_on).to(device)
+            images = view
+            if processes > 1:
+                order, images = from_main(order), gather_rows(view)
+            orders.append(order)
+            # the gather lays the images out anew
+            shuffled.append(torch.empty_like(view).copy_(images[order[own]]))
+        keys = self.embed_views(key_encoder, *shuffled)
+        if processes > 1:
+            keys = tuple(gather_rows(k) for k in keys)
+        return tuple(k[torch.argsort(order)[own]] for k, order in zip(keys, orders, strict=True))
 
     def init_key_encoder(self) -> None:
         """Makes the key encoder and the queue (random unit rows, always the same), unless they are there already."""
@@ -142,6 +159,11 @@ class MoCo(MomentumModel):
 
     def method_config(self) -> dict[str, Any]:
         return {**super().method_config(), "queue_size": self.queue_size, "bn_splits": self.bn_splits}
+
+
+def _normalizes_apart(module: nn.Module) -> bool:
+    """Whether batch norm sees one process's images only."""
+    return any(isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm) for m in module.modules())
 
 
 class MoCoV1(MoCo):

@@ -56,7 +56,7 @@ class SimCo(ContrastiveModel):
         """Computes the dual temperature loss of two views.
 
         Args:
-            view1: Images (N, C, H, W), N >= 2.
+            view1: Images (N, C, H, W), N >= 2; of this process.
             view2: The same images in another view.
             generator: Not used; taken so that all methods are called alike.
 
@@ -68,10 +68,16 @@ class SimCo(ContrastiveModel):
         """
         check_views(view1, view2)
         z1, z2 = self.embed_views(self, view1, view2)
-        loss = dual_temperature(z1, z2, temperature=self.temperature, dt_m=self.dt_m, check=False)
-        if self.symmetric:
-            loss = (loss + dual_temperature(z2, z1, temperature=self.temperature, dt_m=self.dt_m, check=False)) / 2
-        return contrast_report(loss, z1, z2)
+        if not self.symmetric:
+            (k2,), own = self.gather_keys(z2)
+            return contrast_report(self._loss(z1, k2, own), z1, z2)
+        (k1, k2), own = self.gather_keys(z1, z2)
+        return contrast_report((self._loss(z1, k2, own) + self._loss(z2, k1, own)) / 2, z1, z2)
+
+    def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
+        return dual_temperature(
+            query, key, temperature=self.temperature, dt_m=self.dt_m, positive_offset=own, check=False
+        )
 
     def method_config(self) -> dict[str, Any]:
         return {**super().method_config(), "dt_m": self.dt_m}

@@ -60,7 +60,7 @@ class SimMoCo(MomentumModel):
         """Computes the dual temperature loss; in training mode the key encoder makes its step first.
 
         Args:
-            view1: Images (N, C, H, W), N >= 2; the queries.
+            view1: Images (N, C, H, W), N >= 2, of this process; the queries.
             view2: The same images in another view; the keys.
             generator: Not used; taken so that all methods are called alike.
 
@@ -76,15 +76,19 @@ class SimMoCo(MomentumModel):
             with torch.no_grad():
                 (k2,) = self.embed_views(key_encoder, view2)
             (q1,) = self.embed_views(self, view1)
-            return contrast_report(self._loss(q1, k2), q1, k2)
+            (all_k2,), own = self.gather_keys(k2)
+            return contrast_report(self._loss(q1, all_k2, own), q1, k2)
 
         with torch.no_grad():
             k1, k2 = self.embed_views(key_encoder, view1, view2)
         q1, q2 = self.embed_views(self, view1, view2)
-        return contrast_report((self._loss(q1, k2) + self._loss(q2, k1)) / 2, q1, k2)
+        (all_k1, all_k2), own = self.gather_keys(k1, k2)
+        return contrast_report((self._loss(q1, all_k2, own) + self._loss(q2, all_k1, own)) / 2, q1, k2)
 
-    def _loss(self, query: Tensor, key: Tensor) -> Tensor:
-        return dual_temperature(query, key, temperature=self.temperature, dt_m=self.dt_m, check=False)
+    def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
+        return dual_temperature(
+            query, key, temperature=self.temperature, dt_m=self.dt_m, positive_offset=own, check=False
+        )
 
     def method_config(self) -> dict[str, Any]:
         return {**super().method_config(), "dt_m": self.dt_m}

@@ -6,7 +6,6 @@ and plain values only and are read with ``weights_only=True``.
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import re
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from simco_zoo.files import replacing
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -32,12 +33,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
-    try:
+    with replacing(path) as partial:
         torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path

@@ -16,8 +16,13 @@ class TrainingConfig:
     Attributes:
         epochs: Passes over the images.
         max_steps: Upper bound on the optimizer's steps; the schedule spans the steps that will really be run.
-        batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
-        lr: Base learning rate, for a batch of 256; it is scaled by batch_size / 256.
+        batch_size: Images per forward, of all processes together; the last, incomplete batch of an epoch is dropped.
+        accumulate: Batches whose gradients are averaged for one step of the optimizer. The negatives are those of
+            each batch, not of all of them: more memory or more processes are what gives more negatives.
+        negatives: "global" contrasts a query with the keys of all processes, "local" with its own process's. MoCo's
+            queue takes those of all processes either way.
+        sync_bn: Batch norm over the images of all processes (GPUs only).
+        lr: Base learning rate, for 256 images per step; it is scaled by batch_size * accumulate / 256.
         opt: timm's name of the optimizer; "momentum" is SGD with momentum, not Nesterov's.
         opt_momentum: The optimizer's momentum.
         weight_decay: Weight decay, on every parameter unless ``filter_bias_and_norm``.
@@ -42,6 +47,9 @@ class TrainingConfig:
     epochs: int = 200
     max_steps: int | None = None
     batch_size: int = 256
+    accumulate: int = 1
+    negatives: str = "global"
+    sync_bn: bool = False
     lr: float = 0.03
     opt: str = "momentum"
     opt_momentum: float = 0.9
@@ -67,6 +75,7 @@ class TrainingConfig:
         at_least = {
             "epochs": 1,
             "batch_size": 1,
+            "accumulate": 1,
             "knn_every": 0,
             "knn_k": 1,
             "checkpoint_every": 1,
@@ -87,6 +96,8 @@ class TrainingConfig:
             raise ValueError(f"lr is {self.lr}, but has to be positive.")
         if self.amp not in AMP_DTYPES:
             raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
+        if self.negatives not in ("global", "local"):
+            raise ValueError(f"negatives is {self.negatives!r}, but has to be global or local.")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""
@@ -94,8 +105,8 @@ class TrainingConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up: lr * batch_size / 256."""
-        return self.lr * self.batch_size / 256
+        """The learning rate after warm-up: lr * batch_size * accumulate / 256."""
+        return self.lr * self.batch_size * self.accumulate / 256
 
 
 AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from simco_zoo.distributed import any_process
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,6 +49,6 @@ class Interruption:
         self.received = number
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received)
+        """Raises Interrupted if a signal came, on every process if it came to one."""
+        if any_process(self.received is not None):
+            raise Interrupted(self.received or signal.SIGTERM)

@@ -6,12 +6,13 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from simco_zoo.files import replacing, write_text
 
 COLUMNS = (
     "epoch",
@@ -35,28 +36,18 @@ COLUMNS = (
 )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes the rows of a run, one per epoch, as csv; a value not measured stays empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="raise", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes what a finished run ends with, as JSON."""
-    write_atomically(path, json.dumps(summary, indent=2) + "\n")
+    write_text(path, json.dumps(summary, indent=2) + "\n")
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
@@ -87,9 +78,8 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axes.set_title(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 def hardware(device: torch.device) -> str:

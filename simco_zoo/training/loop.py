@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from timm.layers import convert_sync_batchnorm
+from timm.utils import distribute_bn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
+from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
 from simco_zoo.evaluation import diagnose, extract_features, knn, linear_probe
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
@@ -65,6 +71,9 @@ def pretrain(
 
     The order of the images and the views depend on the seed, the epoch, the step and the place in the batch alone.
 
+    Under torchrun every process calls this with the same arguments and computes its share of each batch; the first one
+    writes the files. The run's folder has to be the same for all.
+
     Args:
         model: A model of the zoo; changed in place.
         images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only.
@@ -111,10 +120,11 @@ class _Trainer:
     ) -> None:
         if config.views not in PRESETS:
             raise ValueError(f"views is {config.views!r}, but has to be one of {', '.join(PRESETS)}.")
-        if len(images) < config.batch_size:
+        if len(images) < config.batch_size * config.accumulate:
+            times = f" times accumulate {config.accumulate}" if config.accumulate > 1 else ""
             raise ValueError(
-                f"batch_size is {config.batch_size}, but there are only {len(images)} images; "
-                f"pass a batch size of at most {len(images)}."
+                f"batch_size is {config.batch_size}{times}, but there are only {len(images)} images; "
+                f"pass a batch size of at most {len(images) // config.accumulate}."
             )
         if isinstance(model, MoCo) and model.queue_size >= len(images):
             warnings.warn(
@@ -124,8 +134,20 @@ class _Trainer:
             )
         self.model, self.images, self.test_images, self.run, self.config = model, images, test_images, run, config
         self.tag, self.progress_bar = tag, progress_bar
-        self.device = pick_device(config.device)
-        self.steps_per_epoch = len(images) // config.batch_size
+        self.device = join(pick_device(config.device))
+        if config.batch_size % world_size() or config.batch_size // world_size() < 1:
+            raise ValueError(
+                f"batch_size is {config.batch_size}, but {world_size()} processes share it equally; "
+                f"pass a multiple of {world_size()}."
+            )
+        if config.sync_bn and self.device.type != "cuda":
+            raise ValueError(
+                f"sync_bn needs GPUs, as torch's SyncBatchNorm does, but the device is {self.device}; "
+                "leave it out, or use a backbone without batch norm."
+            )
+        if config.sync_bn and getattr(model, "bn_splits", 1) > 1:
+            raise ValueError("sync_bn joins what bn_splits parts; choose one of them.")
+        self.steps_per_epoch = len(images) // (config.batch_size * config.accumulate)
         self.total_steps = config.epochs * self.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
@@ -138,20 +160,36 @@ class _Trainer:
         """Puts everything on the device, restores a checkpoint, and describes the model as it will be published."""
         config, model = self.config, self.model
         self.run.mkdir(parents=True, exist_ok=True)
-        random.seed(config.seed)
-        np.random.seed(config.seed % 2**32)
-        torch.manual_seed(config.seed)
+        # drop path and mixup draw from the global generators; they differ between processes, as the images do
+        seed = config.seed + rank()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(self.device).to(memory_format=memory_format)
         if isinstance(model, MomentumModel):
             model.init_key_encoder()
+        if config.sync_bn:
+            convert_sync_batchnorm(model)
+        # the queue is the same on all processes, so it takes the keys of all
+        model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_input()
         self.views = TwoViews(config.views, size=self.images.image_size, channels_last=config.channels_last)
         self.optimizer = build_optimizer(model, config)
         self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.contrast = torch.compile(model.contrast) if config.compile else model.contrast
+        self.contrast: nn.Module = _Contrast(model, config.compile)
+        if world_size() > 1:
+            # batch norm's buffers are averaged when an epoch ends, the queue's are equal; torch renamed the argument
+            known = inspect.signature(DistributedDataParallel).parameters
+            buffers: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+            self.contrast = DistributedDataParallel(
+                self.contrast,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                find_unused_parameters=model.num_classes > 0,  # a classifier takes no part
+                **buffers,
+            )
 
         state = find_resume(resume, self.run / "checkpoints")
         if state is not None:
@@ -176,14 +214,24 @@ class _Trainer:
     # One step, one epoch, the run
 
     def step(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Runs one optimizer step on a uint8 batch (N, 3, H, W) and returns the detached scalars."""
-        config = self.config
-        view1, view2 = self.views(batch, generator=generator)
-        amp = AMP_DTYPES[config.amp]
-        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
-            report = self.contrast(view1, view2, generator=generator)
+        """Runs one optimizer step on uint8 images (accumulate * N, 3, H, W) and returns the detached scalars."""
+        config, amp = self.config, AMP_DTYPES[self.config.amp]
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(report["loss"]).backward()
+        reports = []
+        parts = batch.chunk(config.accumulate)
+        for part, images in enumerate(parts):
+            view1, view2 = self.views(images, generator=generator, share=(rank(), world_size()))
+            if isinstance(self.model, MomentumModel):
+                self.model.hold_key_encoder = part > 0  # the query encoder has not moved since
+            last = part == len(parts) - 1
+            synchronized = last or not isinstance(self.contrast, DistributedDataParallel)
+            with nullcontext() if synchronized else self.contrast.no_sync():  # type: ignore[operator]
+                with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+                    report = self.contrast(view1, view2, generator=generator)
+                self.scaler.scale(report["loss"] / len(parts)).backward()
+            reports.append({name: value.detach() for name, value in report.items()})
+        if isinstance(self.model, MomentumModel):
+            self.model.hold_key_encoder = False
         if config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
@@ -191,7 +239,7 @@ class _Trainer:
         self.scaler.update()
         self.progress.step += 1
         self.schedule.step_update(self.progress.step)
-        return {name: value.detach() for name, value in report.items()}
+        return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, Any]:
         """Runs what is left of an epoch and returns its row of the log."""
@@ -200,7 +248,9 @@ class _Trainer:
         first = progress.step - epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
         order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
-        index_batches = order[: last * config.batch_size].view(last, config.batch_size)[first:]
+        per_process = config.batch_size // world_size()
+        shares = order[: last * config.accumulate * config.batch_size].view(last, -1, world_size(), per_process)
+        index_batches = shares[first:, :, rank()].flatten(1)
 
         sums: dict[str, Tensor] = {}
         for batch in self._batches(list(index_batches)):
@@ -212,7 +262,8 @@ class _Trainer:
             if progress.step % config.log_every == 0:
                 self._look(report, bar)
         self._look(report, bar)  # before anything of this epoch is saved
-        means = {name: (value / (last - first)).item() for name, value in sums.items()}
+        totals = mean_over_processes(torch.stack(list(sums.values()))) / (last - first)
+        means = dict(zip(sums, totals.tolist(), strict=True))
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         if means["proj_std"] < COLLAPSED_STD:
@@ -227,7 +278,7 @@ class _Trainer:
             "proj_std": round(means["proj_std"], 5),
             "positive_similarity": round(means["positive_similarity"], 5),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": round((last - first) * config.batch_size / seconds, 1),
+            "images_per_second": round((last - first) * config.batch_size * config.accumulate / seconds, 1),
             "seconds": round(progress.seconds, 1),
         }
 
@@ -242,7 +293,7 @@ class _Trainer:
             initial=progress.step,
             desc=self.model.architecture or self.model.method,
             unit="step",
-            disable=None if self.progress_bar is None else not self.progress_bar,
+            disable=True if not is_main() else None if self.progress_bar is None else not self.progress_bar,
             dynamic_ncols=True,
         )
         row: dict[str, Any] = progress.rows[-1] if progress.rows else {}
@@ -250,6 +301,7 @@ class _Trainer:
             with bar, self.interruption:
                 for epoch in range(progress.step // self.steps_per_epoch, self.epochs):
                     row = self.run_epoch(epoch, bar)
+                    self._average_batch_norm()
                     final = progress.step == self.total_steps
                     if final or (config.knn_every and (epoch + 1) % config.knn_every == 0):
                         row.update(self._knn())
@@ -262,27 +314,33 @@ class _Trainer:
                     if final or (epoch + 1) % config.checkpoint_every == 0:
                         self._save()
         except Interrupted:
+            self._average_batch_norm()
             self._save()
             self._publish("last", {key: row[key] for key in ("loss",) if key in row})
             raise
         metrics = {**row, **self._linear()}
-        last = self._publish("last", metrics)
-        if not (self.run / "best").exists():
+        self._publish("last", metrics)
+        if not progress.best_knn > -math.inf:
             self._publish("best", metrics)
-        write_summary(
-            summary_file,
-            {
-                "loss": row["loss"],
-                "steps": progress.step,
-                "start_step": self.start_step,
-                "knn_top1": row.get("knn_top1"),
-                "linear_top1": metrics.get("linear_top1"),
-                "images_per_second": row["images_per_second"],
-                "seconds": round(progress.seconds, 1),
-                "folder": str(last),
-            },
-        )
-        return last
+        summary = {
+            "loss": row["loss"],
+            "steps": progress.step,
+            "start_step": self.start_step,
+            "knn_top1": row.get("knn_top1"),
+            "linear_top1": metrics.get("linear_top1"),
+            "images_per_second": row["images_per_second"],
+            "seconds": round(progress.seconds, 1),
+            "folder": str(self.run / "last"),
+        }
+        if is_main():
+            write_summary(summary_file, summary)
+        barrier()
+        return self.run / "last"
+
+    def _average_batch_norm(self) -> None:
+        """Makes the running statistics those of all processes' images."""
+        if world_size() > 1:
+            distribute_bn(self.model, world_size(), reduce=True)
 
     # Parts of a step and of an epoch
 
@@ -307,9 +365,11 @@ class _Trainer:
         knns = [row["knn_top1"] for row in self.progress.rows if "knn_top1" in row]
         bar.set_postfix({"loss": f"{loss:.3f}", "std": f"{std:.2f}", **({"kNN": f"{knns[-1]:.1f}"} if knns else {})})
 
-    def _features(self) -> tuple[Any, Any]:
-        bank = extract_features(self.model, self.images, num_workers=self.config.workers)
-        return bank, extract_features(self.model, self.test_images, num_workers=self.config.workers)
+    def _features(self) -> tuple[Any, ...]:
+        return tuple(
+            extract_features(self.model, images, num_workers=self.config.workers, across_processes=True)
+            for images in (self.images, self.test_images)
+        )
 
     def _measurable(self) -> bool:
         test = self.test_images
@@ -320,6 +380,8 @@ class _Trainer:
         if not self._measurable():
             return {}
         bank, test = self._features()
+        if not is_main():
+            return {}
         k = min(self.config.knn_k, len(bank.labels))
         result = knn(bank.features, bank.labels, test.features, test.labels, k=k)
         return {"knn_top1": round(result["top1"], 3), "knn_top5": round(result["top5"], 3)}
@@ -335,12 +397,16 @@ class _Trainer:
         if not (self.config.linear and self._measurable()):
             return {}
         bank, test = self._features()
+        if not is_main():
+            return {}
         result = linear_probe(bank.features, bank.labels, test.features, test.labels)
         return {"linear_top1": round(result["top1"], 3), "linear_top5": round(result["top5"], 3)}
 
     # Files
 
-    def _publish(self, name: str, metrics: dict[str, Any]) -> Path:
+    def _publish(self, name: str, metrics: dict[str, Any]) -> None:
+        if not is_main():
+            return
         self._write_log()
         kept = ("loss", "knn_top1", "knn_top5", "linear_top1", "linear_top5")
         measured: dict[str, Any] = {key: metrics[key] for key in kept if key in metrics}
@@ -361,7 +427,7 @@ class _Trainer:
             "image_size": self.images.image_size,
         }
         curves = self.run / "curves.png"
-        return save_pretrained(
+        save_pretrained(
             self.model,
             self.run / name,
             recipe=recipe,
@@ -374,6 +440,8 @@ class _Trainer:
         )
 
     def _write_log(self) -> None:
+        if not is_main():
+            return
         write_log(self.run / "log.csv", self.progress.rows)
         draw_curves(self.run / "curves.png", self.progress.rows, self.run.name)
 
@@ -383,14 +451,15 @@ class _Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": rng_state(),
+            "rng": gather_objects(rng_state()),
             "settings": self._settings(),
             "step": progress.step,
             "seconds": progress.seconds,
             "best_knn": progress.best_knn,
             "rows": progress.rows,
         }
-        save_checkpoint(self.run / "checkpoints", progress.step, state, self.config.keep_checkpoints)
+        if is_main():
+            save_checkpoint(self.run / "checkpoints", progress.step, state, self.config.keep_checkpoints)
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued: the recipe, the method, the model, the data."""
@@ -399,6 +468,7 @@ class _Trainer:
         settings.update({f"model.{key}": value for key, value in model.method_config().items()})
         settings.update({"model.method": model.method, "model.architecture": model.architecture})
         settings.update({"data.source": self.images.source, "data.images": len(self.images)})
+        settings["processes"] = world_size()
         return settings
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -413,10 +483,22 @@ class _Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        set_rng_state(state["rng"])
+        set_rng_state(state["rng"][rank()])
         self.progress = Progress(state["step"], state["seconds"], state["best_knn"], state["rows"])
         self.start_step = state["step"]
         self.schedule.step_update(self.progress.step)
+
+
+class _Contrast(nn.Module):
+    """The method's loss as a forward: DistributedDataParallel synchronizes gradients through no other."""
+
+    def __init__(self, model: ContrastiveModel, compile: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = torch.compile(model.contrast) if compile else model.contrast
+
+    def forward(self, view1: Tensor, view2: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.loss(view1, view2, generator=generator)
 
 
 _SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from simco_zoo.training.log import write_atomically
+from simco_zoo.files import write_text
 
 Config = TypeVar("Config")
 
@@ -65,7 +65,7 @@ def write_settings(path: Path, args: argparse.Namespace) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings.pop("config")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(settings, sort_keys=True))
+    write_text(path, yaml.safe_dump(settings, sort_keys=True))
 
 
 def _read_yaml(path: Path, actions: dict[str, argparse.Action]) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Several processes under torchrun: joining them, gathering rows with the right gradient, agreeing on a signal.
+
+With one process every function is the identity, so that callers need not ask.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_TIMEOUT = timedelta(hours=1)  # the others wait that long while the first fits a probe or writes files
+
+
+def join(device: torch.device) -> torch.device:
+    """Joins the processes that torchrun started, if it did; may be called again.
+
+    Args:
+        device: Where to compute; "cuda" without a number becomes this process's own GPU.
+
+    Returns:
+        This process's device.
+
+    Raises:
+        ValueError: If torchrun started more processes on this machine than there are GPUs.
+    """
+    if not dist.is_torchelastic_launched():
+        return device
+    if device.type == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(
+                f"torchrun started process {local + 1} of this machine, but it has {gpus} GPU{'s' * (gpus != 1)}; "
+                f"pass --nproc-per-node {gpus}, or --device cpu."
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # gloo beside nccl: what lies on the CPU (signals, features) is exchanged without the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        atexit.register(_leave)
+    return device
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Returns this process's number among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    any_process(False)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; every process has to ask."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor([int(flag)])
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Returns every process's value, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Returns the mean of a tensor over the processes."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def from_main(values: Tensor) -> Tensor:
+    """Returns the main process's values on every process; the tensor is overwritten."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+    return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Returns the rows of all processes in rank order; gradient flows back to the process that a row came from.
+
+    Args:
+        rows: (N, ...), N the same on every process.
+
+    Returns:
+        (world_size * N, ...); this process's rows begin at ``rank() * N``.
+    """
+    return _GatherRows.apply(rows) if world_size() > 1 else rows
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather forward; backward, the sum over the processes of what each of their losses says of my rows.
+
+    A sum, not a mean: DistributedDataParallel divides by the number of processes once, when it averages the parameters'
+    gradients, and the mean of the processes' losses is then what is differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -1,0 +1,145 @@
+"""Run by test_distributed.py, once in its own process and once under torchrun: the same runs, the same results.
+
+torchrun --nproc-per-node 2 two_processes.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import simco_zoo
+from simco_zoo.data import load_images
+from simco_zoo.distributed import any_process, gather_rows, join, rank, world_size
+from simco_zoo.evaluation import extract_features
+from simco_zoo.losses import dual_temperature
+from simco_zoo.training import Interrupted, pretrain
+
+# name: model, backbone, its arguments, the method's arguments, settings of the run
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    f"{method}-{'symmetric' if symmetric else 'one-sided'}-{backbone}": (
+        method,
+        backbone,
+        kwargs,
+        {"symmetric": symmetric, **({"queue_size": 40} if method == "mocov2" else {})},
+        {},
+    )
+    for method in ("simco", "simmoco", "mocov2")
+    for symmetric in (False, True)
+    for backbone, kwargs in (
+        ("test_convnext", {}),
+        ("resnet18", {"norm_layer": "groupnorm", "channels": [32, 32, 32, 64]}),
+    )
+}
+CASES["simco-accumulate"] = ("simco", "test_convnext", {}, {}, {"accumulate": 2})
+CASES["simmoco-accumulate"] = ("simmoco", "test_convnext", {}, {}, {"accumulate": 2})
+CASES["simco-local"] = ("simco", "test_convnext", {}, {}, {"negatives": "local"})
+# the parts of split batch norm in one process are what two processes have
+CASES["mocov2-shuffled"] = ("mocov2", "test_resnet", {}, {"queue_size": 40, "bn_splits": 2}, {})
+
+
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (70, 3, 16, 16), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+
+
+def build(case: str) -> Any:
+    method, backbone, kwargs, arguments, _ = CASES[case]
+    torch.manual_seed(0)
+    if world_size() > 1:
+        arguments = {key: value for key, value in arguments.items() if key != "bn_splits"}
+    return simco_zoo.create_model(
+        method, backbone=backbone, backbone_kwargs=kwargs, small_stem=True, proj_dim=16, **arguments
+    )
+
+
+def run_case(case: str, folder: Path, **settings: Any) -> Any:
+    usual = {"epochs": 2, "max_steps": 4, "batch_size": 16, "lr": 2.0, "device": "cpu", "progress_bar": False}
+    model = build(case)
+    pretrain(model, load_images(images()), output=folder / case, **{**usual, **CASES[case][-1], **settings})
+    return model
+
+
+def gradients_of_the_gather() -> dict[str, torch.Tensor]:
+    """One backward in float64 through DistributedDataParallel, or without it."""
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(6, 5).double()
+    x1, x2 = torch.randn(2, 8, 6, dtype=torch.float64)
+    own = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
+    forward = DistributedDataParallel(layer) if world_size() > 1 else layer
+    q, k = F.normalize(forward(torch.stack([x1[own], x2[own]])), dim=2)
+    loss = dual_temperature(q, gather_rows(k), positive_offset=own.start)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in layer.named_parameters()}
+
+
+def interrupted_then_resumed(folder: Path) -> Any:
+    """A signal that only the last process gets ends all of them, and the run goes on as if it had not come."""
+    model = build("simco-one-sided-test_convnext")
+    steps = 0
+    draw = torch.randperm
+
+    def signal_at_the_third_step(*args: Any, **kwargs: Any) -> torch.Tensor:  # an epoch draws its order once
+        nonlocal steps
+        steps += 1
+        if steps == 2 and rank() == world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*args, **kwargs)
+
+    settings = {"epochs": 3, "batch_size": 32, "lr": 2.0, "device": "cpu", "progress_bar": False}
+    torch.randperm = signal_at_the_third_step  # type: ignore[assignment]
+    try:
+        pretrain(model, load_images(images()), output=folder / "interrupted", **settings)
+        raise AssertionError("the run was not interrupted")
+    except Interrupted as error:
+        assert error.exit_code == 128 + signal.SIGTERM
+    finally:
+        torch.randperm = draw
+    resumed = build("simco-one-sided-test_convnext")
+    pretrain(resumed, load_images(images()), output=folder / "interrupted", **settings)
+    whole = build("simco-one-sided-test_convnext")
+    pretrain(whole, load_images(images()), output=folder / "whole", **settings)
+    return resumed.state_dict(), whole.state_dict()
+
+
+def same_everywhere(state: dict[str, torch.Tensor]) -> bool:
+    """Whether parameters and queue are the same bits on all processes."""
+    differs = False
+    for name, tensor in state.items():
+        if not name.endswith(("running_mean", "running_var")):
+            everywhere = gather_rows(tensor.detach().reshape(1, -1))
+            differs |= not torch.equal(everywhere[:1].expand_as(everywhere), everywhere)
+    return not any_process(differs)
+
+
+def main(folder: Path) -> None:
+    join(torch.device("cpu"))
+    results: dict[str, Any] = {"gradients": gradients_of_the_gather()}
+    for case in CASES:
+        model = run_case(case, folder)
+        results[case] = model.state_dict()
+        results[f"{case} same"] = same_everywhere(model.state_dict())
+    features = extract_features(model, images(), batch_size=7, across_processes=True)
+    results["features"] = features.features
+    results["plain features"] = extract_features(model, images(), batch_size=7).features
+    results["interrupted"] = interrupted_then_resumed(folder)
+    errors = {}
+    for name, settings in {"batch": {"batch_size": 15}, "sync_bn": {"sync_bn": True}}.items():
+        try:
+            run_case("simco-local", folder / name, **settings)
+        except ValueError as error:
+            errors[name] = str(error)
+    results["errors"] = errors
+    if rank() == 0:
+        torch.save(results, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
