@@ -63,11 +63,11 @@ def diagnose(model: Any, images: ImageData, *, views: str = "cifar", limit: int 
         inter-anchor hardness (section 4), ``log_w_q05`` to ``log_w_q95``: quantiles over the anchors of log w_i,
         w_i = (1 - p_i(tau_beta)) / (1 - p_i(tau_alpha)). All w_i alike means that InfoNCE weights anchors evenly.
     """
-    device = next(model.parameters()).device
-    batch = next(iter(images.batches([torch.arange(min(limit, len(images)))]))).to(device)
+    parameter = next(model.parameters())
+    batch = next(iter(images.batches([torch.arange(min(limit, len(images)))]))).to(parameter.device)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
-        view1, view2 = TwoViews(views, size=images.image_size)(batch, generator=generator)
+        view1, view2 = TwoViews(views, size=images.image_size, dtype=parameter.dtype)(batch, generator=generator)
         z1, z2, features = model.project(view1), model.project(view2), model(view1)
     dt_m = getattr(model, "dt_m", 10.0)
     log_w = log_anchor_weights(z1, z2, temperature=model.temperature, dt_m=dt_m, check=False).double().cpu()

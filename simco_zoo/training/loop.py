@@ -25,6 +25,7 @@ from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
 from simco_zoo.evaluation import diagnose, extract_features, knn, linear_probe
+from simco_zoo.files import check_room
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.key_encoder import MomentumModel
@@ -159,7 +160,11 @@ class _Trainer:
     def prepare(self, resume: str) -> None:
         """Puts everything on the device, restores a checkpoint, and describes the model as it will be published."""
         config, model = self.config, self.model
-        self.run.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            size = sum(tensor.nbytes for tensor in model.state_dict().values())
+            # weights, a key encoder and the optimizer's momentum in each checkpoint; last/ and best/
+            check_room(self.run, size * (3 * (config.keep_checkpoints + 1) + 3))
+        barrier()
         # drop path and mixup draw from the global generators; they differ between processes, as the images do
         seed = config.seed + rank()
         random.seed(seed)
@@ -175,7 +180,10 @@ class _Trainer:
         # the queue is the same on all processes, so it takes the keys of all
         model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_input()
-        self.views = TwoViews(config.views, size=self.images.image_size, channels_last=config.channels_last)
+        dtype = next(model.parameters()).dtype
+        self.views = TwoViews(
+            config.views, size=self.images.image_size, dtype=dtype, channels_last=config.channels_last
+        )
         self.optimizer = build_optimizer(model, config)
         self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -307,15 +315,16 @@ class _Trainer:
                         row.update(self._knn())
                     row.update(self._diagnose())
                     progress.rows.append(row)
+                    self._write_log()
                     if row.get("knn_top1", -math.inf) > progress.best_knn:
                         progress.best_knn = row["knn_top1"]
                         self._publish("best", row)
-                    self._write_log()
                     if final or (epoch + 1) % config.checkpoint_every == 0:
                         self._save()
         except Interrupted:
             self._average_batch_norm()
             self._save()
+            self._write_log()
             self._publish("last", {key: row[key] for key in ("loss",) if key in row})
             raise
         metrics = {**row, **self._linear()}
@@ -407,7 +416,6 @@ class _Trainer:
     def _publish(self, name: str, metrics: dict[str, Any]) -> None:
         if not is_main():
             return
-        self._write_log()
         kept = ("loss", "knn_top1", "knn_top5", "linear_top1", "linear_top5")
         measured: dict[str, Any] = {key: metrics[key] for key in kept if key in metrics}
         if "knn_top1" in measured:
@@ -467,6 +475,7 @@ class _Trainer:
         model = self.model
         settings.update({f"model.{key}": value for key, value in model.method_config().items()})
         settings.update({"model.method": model.method, "model.architecture": model.architecture})
+        settings["model.arguments"] = model.model_args
         settings.update({"data.source": self.images.source, "data.images": len(self.images)})
         settings["processes"] = world_size()
         return settings

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -137,7 +139,7 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["start_step"] == stop
     states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
     assert_equal(states[0]["model"], states[1]["model"])
-    assert torch.equal(states[0]["rng"]["torch"], states[1]["rng"]["torch"])
+    assert torch.equal(states[0]["rng"][0]["torch"], states[1]["rng"][0]["torch"])
 
 
 def test_a_finished_run_is_not_run_again(run):
@@ -161,6 +163,35 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="none of the checkpoints"), pytest.warns(UserWarning):
         pretrain(model(), images(), output=tmp_path, **settings)
+
+
+def test_a_folder_that_cannot_hold_the_run_is_noticed_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module._Trainer, "step", lambda *_: pytest.fail("training began"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"nothing can be written to .*file.*choose another output"):
+        pretrain(model(), images(), output=tmp_path / "file" / "run", **SETTINGS)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match="has 1 MB left, but"):
+        pretrain(model(), images(), output=tmp_path / "run", **SETTINGS)
+
+
+def test_a_disk_that_fills_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(state, path):
+        if state["step"] > 5:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", full)
+        pretrain(model(), images(), output=tmp_path / "full", **SETTINGS)
+    assert [path.name for path in sorted((tmp_path / "full" / "checkpoints").iterdir())] == ["step-00000005.pt"]
+    resumed = pretrain(model(seed=3), images(), output=tmp_path / "full", **SETTINGS)
+    whole = pretrain(model(), images(), output=tmp_path / "whole", **SETTINGS)
+    assert_equal(weights(resumed), weights(whole))
 
 
 def test_a_pickle_is_no_checkpoint(tmp_path):
