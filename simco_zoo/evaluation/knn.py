@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,8 @@ def knn(
         device: Where to compute; None: where the features are.
 
     Returns:
-        ``top1`` and ``top5`` accuracy in percent; with fewer than 5 classes top5 counts them all.
+        ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), and ``top1_low`` to
+        ``top1_high``, the 95 % interval of the former for that many test images.
 
     Raises:
         ValueError: If shapes do not match, features are not finite or an argument is out of range.
@@ -96,5 +99,16 @@ def count_hits(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def percent(hits: Tensor, total: int) -> dict[str, float]:
-    """Returns hits as ``top1`` and ``top5`` in percent."""
-    return {"top1": 100 * hits[0].item() / total, "top5": 100 * hits[1].item() / total}
+    """Returns hits as ``top1`` and ``top5`` in percent, and ``top1_low`` to ``top1_high``, a 95 % interval.
+
+    The interval is Wilson's: how far ``top1`` may be off for the test images being a sample. It says nothing of seeds.
+    """
+    share, z = hits[0].item() / total, 1.959964
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return {
+        "top1": 100 * share,
+        "top5": 100 * hits[1].item() / total,
+        "top1_low": 100 * max(0.0, center - half),
+        "top1_high": 100 * min(1.0, center + half),
+    }

@@ -42,8 +42,8 @@ def linear_probe(
         device: Where to compute; None: where the features are.
 
     Returns:
-        ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), and the
-        ``weight_decay`` chosen.
+        ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), the 95 % interval
+        ``top1_low`` to ``top1_high``, and the ``weight_decay`` chosen.
 
     Raises:
         ValueError: If shapes do not match or an argument is out of range.

@@ -18,6 +18,12 @@ _RECIPE_ROWS = {
     "weight_decay": "weight decay",
     "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
     "views": "views",
+    "label_fraction": "share of the labels",
+    "layer_decay": "learning rate's decay per layer",
+    "label_smoothing": "label smoothing",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+    "ema": "decay of the averaged weights",
     "amp": "precision",
     "seed": "seed",
     "seconds": "seconds of training",
@@ -35,14 +41,14 @@ def model_card(config: dict[str, Any]) -> str:
     """
     section = config["simco_zoo"]
     method, data, metrics = METHOD_NAMES[section["method"]], section["data"], section["metrics"]
-    tag = config["pretrained_cfg"].get("tag")
+    tag, finetuned = config["pretrained_cfg"].get("tag"), section["recipe"].get("finetuned_from")
     name = config["architecture"] + (f".{tag}" if tag else "")
     if config["architecture"] not in ("small_stem",) and "_" not in config["architecture"]:
         name = f"{section['method']}-{name}"
     header = ModelCardData(
         license="apache-2.0",
         library_name="timm",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="image-classification" if finetuned else "image-feature-extraction",
         tags=[
             "simco-zoo",
             "self-supervised-learning",
@@ -59,7 +65,11 @@ def model_card(config: dict[str, Any]) -> str:
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {name}",
-        f"A backbone trained without labels by {method}"
+        (
+            f"{finetuned}, a backbone trained without labels by {method}, fine-tuned with the labels"
+            if finetuned
+            else f"A backbone trained without labels by {method}"
+        )
         + (f" on {data['name']}" if data.get("name") else "")
         + '; see "Dual Temperature Helps Contrastive Learning Without Many Negative Samples: Towards Understanding and '
         'Simplifying MoCo" (CVPR 2022, arXiv:2203.17248). Made with simco-zoo.',
@@ -84,11 +94,13 @@ def _eval_results(data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalRes
         "knn_top5": "kNN top-5 (%)",
         "linear_top1": "linear probe top-1 (%)",
         "linear_top5": "linear probe top-5 (%)",
+        "finetune_top1": "fine-tuned top-1 (%)",
+        "finetune_top5": "fine-tuned top-5 (%)",
     }
     dataset = str(data.get("name") or "images")
     return [
         EvalResult(
-            task_type="image-feature-extraction",
+            task_type="image-classification" if key.startswith("finetune") else "image-feature-extraction",
             dataset_type=dataset,
             dataset_name=dataset,
             metric_type="accuracy",
@@ -104,6 +116,10 @@ def _usage(config: dict[str, Any], name: str) -> str:
     source = "FOLDER_OR_REPOSITORY"
     architecture = config["architecture"]
     size = config["pretrained_cfg"]["input_size"]
+    result = f"features = model(transform(image)[None])  # (1, {config['num_features']})"
+    if config["num_classes"]:
+        result = f"scores = model(transform(image)[None])  # (1, {config['num_classes']})\n"
+        result += 'best = model.pretrained_cfg["label_names"][scores.argmax()]'
     text = f"""`{source}` is `local-dir:PATH` for this folder on disk, or `hf-hub:org/name` on the Hub.
 
 ```python
@@ -111,7 +127,7 @@ import simco_zoo
 
 model = simco_zoo.create_model("{source}", pretrained=True).eval()
 transform = simco_zoo.data.resolve_transform(model)  # PIL image -> tensor {tuple(size)}
-features = model(transform(image)[None])  # (1, {config["num_features"]})
+{result}
 ```
 
 ```python
@@ -141,12 +157,13 @@ model = torch.hub.load("PATH_OF_SIMCO_ZOO", "{architecture}", source="local", we
 def _plain_usage(config: dict[str, Any]) -> str:
     """Returns how a registered ResNet loads in plain timm; nothing for other architectures and changed networks."""
     named = re.fullmatch(r"[a-z0-9]+_r(18|34|50)(_025)?", config["architecture"])
-    if named is None or not (config.get("model_args") or {}).keys() <= {"stem_padding"} or config["num_classes"]:
+    model_args = config.get("model_args") or {}
+    if named is None or not model_args.keys() <= {"stem_padding"} or config["num_classes"]:
         return ""
     # timm's plain stem has 64 channels; of a narrower network the deep stem has as many as the first stage
-    width, narrow = (16, ", channels=(16, 32, 64, 128), stem_type='deep', stem_width=8") if named[2] else (64, "")
-    narrow = narrow.replace("'", '"')
-    padding = (config.get("model_args") or {}).get("stem_padding", 1)
+    narrow_stem = ', channels=(16, 32, 64, 128), stem_type="deep", stem_width=8'
+    width, narrow = (16, narrow_stem) if named[2] else (64, "")
+    padding = model_args.get("stem_padding", 1)
     return f"""
 Without this package, in plain timm{"" if named[2] else " (or torchvision, with `resnet.fc = nn.Identity()`)"}:
 
@@ -164,11 +181,13 @@ resnet.load_state_dict(safetensors.torch.load_file("model.safetensors"))
 def _training(config: dict[str, Any]) -> str:
     section = config["simco_zoo"]
     loss, data, recipe = section["loss"], section["data"], section["recipe"]
-    if "tau_beta" in loss:
+    if recipe.get("finetuned_from"):
+        described = "cross-entropy"
+    elif "tau_beta" in loss:
         described = f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
     else:
         described = f"{loss['name']}, temperature {loss['temperature']:g}"
-    rows = [("method", METHOD_NAMES[section["method"]])]
+    rows = [("pretrained by" if recipe.get("finetuned_from") else "method", METHOD_NAMES[section["method"]])]
     if recipe.get("converted_from"):
         rows.append(("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}"))
         rows.append(("settings of the training", "not in the checkpoint"))
@@ -195,6 +214,9 @@ def _evaluation(metrics: dict[str, Any]) -> str:
     if "linear_top1" in metrics:
         protocol = "logistic regression on standardized features of clean images, weight decay by held-out images"
         rows.append(("linear probe", _number(metrics, "linear_top1"), _number(metrics, "linear_top5"), protocol))
+    if "finetune_top1" in metrics:
+        protocol = "classifier and backbone trained with labels; clean test images, the best epoch"
+        rows.append(("fine-tuning", _number(metrics, "finetune_top1"), _number(metrics, "finetune_top5"), protocol))
     return _table(("protocol", "top-1 (%)", "top-5 (%)", "how"), rows)
 
 

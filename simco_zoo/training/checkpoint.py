@@ -95,6 +95,17 @@ def find_resume(resume: str, folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def check_settings(now: dict[str, Any], then: dict[str, Any], run: Path) -> None:
+    """Raises ValueError, with a list of the differences, unless a run goes on with the settings it was started with."""
+    differing = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+    if differing:
+        listed = "; ".join(f"{key}: {then.get(key)} then, {now.get(key)} now" for key in differing)
+        raise ValueError(
+            f"the run in {run} was started with other settings ({listed}); "
+            "use the same, another output folder, or resume='never'."
+        )
+
+
 def rng_state() -> dict[str, Any]:
     """Returns the state of the global generators, which drop path and mixup draw from, as plain values and tensors."""
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,25 @@ COLUMNS = (
 )
 
 
-def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Writes the rows of a run, one per epoch, as csv; a value not measured stays empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="raise", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="raise", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+_PANELS = [
+    ("loss", "loss"),
+    ("knn_top1", "kNN top-1 (%)"),
+    ("top1", "top-1 (%)"),
+    ("top5", "top-5 (%)"),
+    ("proj_std", "deviation of projections (1 = uniform)"),
+    ("effective_rank", "effective rank of the features"),
+    ("uniformity", "uniformity (lower: fuller)"),
+    ("log_w_q50", "log w of the anchors: median, 5 to 95 %"),
+]
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -57,14 +70,11 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     # the figure classes, not pyplot: no global state and no display
     from matplotlib.figure import Figure
 
-    panels = [("loss", "loss"), ("knn_top1", "kNN top-1 (%)"), ("proj_std", "deviation of projections (1 = uniform)")]
-    if any("effective_rank" in row for row in rows):
-        panels += [("effective_rank", "effective rank of the features"), ("uniformity", "uniformity (lower: fuller)")]
-        panels.append(("log_w_q50", "log w of the anchors: median, 5 to 95 %"))
-    height = len(panels) // 3
+    panels = [(column, label) for column, label in _PANELS if any(column in row for row in rows)] or _PANELS[:3]
+    height = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 3.4 * height + 0.2), layout="constrained")
     figure.suptitle(title)
-    for axes, (column, label) in zip(figure.subplots(height, 3).flat, panels, strict=True):
+    for axes, (column, label) in zip(figure.subplots(height, 3, squeeze=False).flat, panels, strict=False):
         known = [row for row in rows if row.get(column) not in (None, "")]
         epochs = [row["epoch"] for row in known]
         if known:

@@ -30,7 +30,7 @@ from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.key_encoder import MomentumModel
 from simco_zoo.models.moco import MoCo
-from simco_zoo.training.checkpoint import find_resume, rng_state, save_checkpoint, set_rng_state
+from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
 from simco_zoo.training.interruption import Interrupted, Interruption
 from simco_zoo.training.log import draw_curves, hardware, write_log, write_summary
@@ -481,14 +481,7 @@ class _Trainer:
         return settings
 
     def _restore(self, state: dict[str, Any]) -> None:
-        now, then = self._settings(), state["settings"]
-        differing = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
-        if differing:
-            listed = "; ".join(f"{key}: {then.get(key)} then, {now.get(key)} now" for key in differing)
-            raise ValueError(
-                f"the run in {self.run} was started with other settings ({listed}); "
-                "use the same, another output folder, or resume='never'."
-            )
+        check_settings(self._settings(), state["settings"], self.run)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

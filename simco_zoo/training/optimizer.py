@@ -8,9 +8,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from simco_zoo.training.config import TrainingConfig
+from simco_zoo.training.finetune_config import FinetuneConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: TrainingConfig | FinetuneConfig) -> torch.optim.Optimizer:
     """Builds timm's optimizer over the parameters that are trained (a key encoder's are not)."""
     return create_optimizer_v2(
         model,
@@ -19,11 +20,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         weight_decay=config.weight_decay,
         momentum=config.opt_momentum,
         filter_bias_and_bn=config.filter_bias_and_norm,
+        layer_decay=getattr(config, "layer_decay", None),
     )
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int, total_steps: int
+    optimizer: torch.optim.Optimizer, config: TrainingConfig | FinetuneConfig, steps_per_epoch: int, total_steps: int
 ) -> CosineLRScheduler:
     """Builds linear warm-up, then cosine to 0 at the last of ``total_steps``; stepped once per optimizer step.
 

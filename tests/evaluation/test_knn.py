@@ -1,6 +1,9 @@
-"""kNN against a plain float64 formulation and against scikit-learn."""
+"""kNN against a plain float64 formulation, scikit-learn and lightly."""
 
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from simco_zoo.evaluation import knn
+from simco_zoo.evaluation.knn import percent
 
 
 def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +59,36 @@ def test_agrees_with_scikit_learn():
     reference.fit(train.double().numpy(), labels.numpy())
     expected = 100 * reference.score(test.double().numpy(), truth.numpy())
     assert knn(train, labels, test, truth, k=30)["top1"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_agrees_with_lightly(k):
+    package = importlib.util.find_spec("lightly")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("lightly is not installed")
+    # the file alone: the package would want Lightning, too
+    file = Path(package.submodule_search_locations[0], "utils", "benchmarking", "knn.py")
+    spec = importlib.util.spec_from_file_location("lightly_knn", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    train, labels = blobs(300, 2)
+    test, truth = blobs(120, 3)
+    bank, queries = (F.normalize(x, dim=1) for x in (train, test))
+    ranked = module.knn_predict(queries, bank.T, labels, num_classes=7, knn_k=k, knn_t=0.1)
+    found = knn(train, labels, test, truth, k=k)
+    assert found["top1"] == pytest.approx(100 * (ranked[:, 0] == truth).double().mean().item())
+    if k > 1:  # with one vote the others are all equal, and lightly orders those by chance
+        top5 = 100 * (ranked[:, :5] == truth[:, None]).any(dim=1).double().mean().item()
+        assert found["top5"] == pytest.approx(top5, abs=1.0)
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (7, 10), (421, 1000), (1000, 1000)])
+def test_the_interval_is_wilsons(hits, total):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    found = percent(torch.tensor([hits, total]), total)
+    assert found["top1_low"] == pytest.approx(100 * expected.low, abs=1e-5)
+    assert found["top1_high"] == pytest.approx(100 * expected.high, abs=1e-5)
 
 
 def test_equal_votes_go_to_the_lower_class():

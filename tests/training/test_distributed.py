@@ -53,6 +53,10 @@ def test_two_processes_train_as_one(case, one, two):
     assert two[0][f"{case} same"]
 
 
+def test_two_processes_fine_tune_as_one(two, tmp_path):
+    assert distance(two_processes.fine_tuned(tmp_path), two[0]["fine-tuned"]) < 1e-9
+
+
 def test_the_comparison_sees_a_difference(one, two):
     """Negatives of one's own process only are another loss, and after four steps other parameters."""
     assert distance(one["simco-local"], two[0]["simco-local"]) > 1e-3

@@ -20,7 +20,7 @@ from simco_zoo.data import load_images
 from simco_zoo.distributed import any_process, gather_rows, join, rank, world_size
 from simco_zoo.evaluation import extract_features
 from simco_zoo.losses import dual_temperature
-from simco_zoo.training import Interrupted, pretrain
+from simco_zoo.training import Interrupted, finetune, pretrain
 
 # name: model, backbone, its arguments, the method's arguments, settings of the run
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -117,6 +117,15 @@ def interrupted_then_resumed(folder: Path) -> Any:
     return resumed.state_dict(), whole.state_dict()
 
 
+def fine_tuned(folder: Path) -> Any:
+    data = load_images(images())
+    data = type(data)(**{**vars(data), "labels": torch.arange(len(data)) % 3})
+    model = build("simco-one-sided-test_convnext")
+    settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress_bar": False, "opt": "momentum", "lr": 1.0}
+    finetune(model, data, data, output=folder / "finetune", **settings)
+    return model.backbone.state_dict()
+
+
 def same_everywhere(state: dict[str, torch.Tensor]) -> bool:
     """Whether parameters and queue are the same bits on all processes."""
     differs = False
@@ -135,6 +144,7 @@ def main(folder: Path) -> None:
         results[case] = model.state_dict()
         results[f"{case} same"] = same_everywhere(model.state_dict())
     features = extract_features(model, images(), batch_size=7, across_processes=True)
+    results["fine-tuned"] = fine_tuned(folder)
     results["features"] = features.features
     results["plain features"] = extract_features(model, images(), batch_size=7).features
     results["interrupted"] = interrupted_then_resumed(folder)

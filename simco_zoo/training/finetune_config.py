@@ -1,0 +1,115 @@
+"""The settings of fine-tuning and of the linear probe by SGD."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from simco_zoo.training.config import AMP_DTYPES
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of ``finetune``.
+
+    Attributes:
+        epochs: Passes over the labeled images.
+        batch_size: Images per step, of all processes together; at most as many as there are.
+        lr: Base learning rate of the last layer, for a batch of 256; it is scaled by batch_size / 256.
+        layer_decay: Factor of the learning rate from each layer to the one before it (timm's layers); 1 for none.
+        freeze: Train the classifier only; the backbone stays as it is, batch norm's statistics included.
+        opt: timm's name of the optimizer.
+        opt_momentum: The optimizer's momentum, if it has one.
+        weight_decay: Weight decay.
+        filter_bias_and_norm: Leave biases and norm layers out of weight decay.
+        warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
+        clip_grad: Bound on the gradient's norm, or None.
+        label_fraction: Share of the labels that is used, class by class, in (0, 1].
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        mixup: Strength (Beta's parameter) of mixup, 0 for none.
+        cutmix: Strength of cutmix, 0 for none.
+        min_scale: Smallest share of the image's area that a training crop has, in (0, 1].
+        ema: Decay per step of the averaged weights, which are measured and published; 0 for none.
+        amp: "none", "bf16" or "fp16": autocast of the network.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"...
+        channels_last: Memory format of images and weights.
+        workers: Processes that decode images which do not fit in memory.
+        seed: Seed of subset, order, crops, mixup and the classifier's initial weights.
+        keep_checkpoints: Number of checkpoints to keep.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 2e-3
+    layer_decay: float = 0.75
+    freeze: bool = False
+    opt: str = "adamw"
+    opt_momentum: float = 0.9
+    weight_decay: float = 0.05
+    filter_bias_and_norm: bool = True
+    warmup_epochs: float = 3
+    clip_grad: float | None = None
+    label_fraction: float = 1.0
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    min_scale: float = 0.35
+    ema: float = 0.99
+    amp: str = "none"
+    device: str = "auto"
+    channels_last: bool = True
+    workers: int = 0
+    seed: int = 0
+    keep_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "epochs": (1, float("inf")),
+            "batch_size": (2, float("inf")),
+            "layer_decay": (1e-6, 1),
+            "label_fraction": (1e-12, 1),
+            "label_smoothing": (0, 0.999),
+            "mixup": (0, float("inf")),
+            "cutmix": (0, float("inf")),
+            "min_scale": (1e-3, 1),
+            "ema": (0, 0.999999),
+            "warmup_epochs": (0, float("inf")),
+            "weight_decay": (0, float("inf")),
+            "workers": (0, float("inf")),
+            "seed": (0, float("inf")),
+            "keep_checkpoints": (1, float("inf")),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                bound = f"between {low:g} and {high:g}" if high < float("inf") else f"at least {low:g}"
+                raise ValueError(f"{name} is {getattr(self, name)}, but has to be {bound}.")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, but has to be positive.")
+        if self.amp not in AMP_DTYPES:
+            raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate of the last layer after warm-up: lr * batch_size / 256."""
+        return self.lr * self.batch_size / 256
+
+
+# linear evaluation as MoCo has it (2020, section 4.1): SGD on crops of the images, no weight decay, nothing else
+LINEAR_SGD = FinetuneConfig(
+    epochs=100,
+    batch_size=256,
+    lr=30.0,
+    layer_decay=1.0,
+    freeze=True,
+    opt="momentum",
+    weight_decay=0.0,
+    warmup_epochs=0,
+    label_smoothing=0.0,
+    min_scale=0.08,
+    ema=0.0,
+)

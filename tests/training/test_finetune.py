@@ -1,0 +1,146 @@
+"""Fine-tuning and the linear probe by SGD."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+import pytest
+import timm
+import torch
+
+import simco_zoo
+from simco_zoo.data import load_images
+from simco_zoo.training import LINEAR_SGD, FinetuneConfig, Interrupted, finetune
+from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
+from simco_zoo.training.optimizer import build_optimizer
+
+finetune_module = sys.modules["simco_zoo.training.finetune"]  # the package has the function of that name
+SETTINGS = {"epochs": 3, "batch_size": 16, "progress_bar": False, "device": "cpu", "lr": 0.02}
+
+
+def model(seed: int = 0, **kwargs) -> simco_zoo.models.ContrastiveModel:
+    torch.manual_seed(seed)
+    return simco_zoo.create_model("simco", backbone="test_resnet", small_stem=True, **kwargs)
+
+
+def images(n: int = 64, seed: int = 0):
+    """Three classes of noise, told apart by the brightness of a channel."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    pixels = torch.randint(0, 128, (n, 3, 16, 16), generator=generator)
+    pixels[torch.arange(n), labels] += 20
+    data = load_images(pixels.to(torch.uint8))
+    return type(data)(**{**vars(data), "labels": labels, "class_names": ["red", "green", "blue"]})
+
+
+def run(folder, seed: int = 0, **settings):
+    return finetune(model(seed), images(), images(30, 1), output=folder, tag="toy", **{**SETTINGS, **settings})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune") / "run"
+    return run(folder, epochs=5), folder
+
+
+def test_the_published_folder_is_the_measured_classifier(done):
+    result, folder = done
+    assert result["top1"] > 60  # a third by chance
+    loaded = simco_zoo.create_model(f"local-dir:{folder / 'best'}", pretrained=True).eval()
+    bare = timm.create_model(f"local-dir:{folder / 'best'}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["label_names"] == ("red", "green", "blue")
+    test = images(30, 1)
+    cfg = loaded.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        scores = torch.stack([loaded(((x / 255 - mean) / std)[None])[0] for x in test.images])
+        assert torch.allclose(bare(((test.images / 255) - mean) / std), scores, atol=1e-5)
+    assert 100 * (scores.argmax(1) == test.labels).double().mean().item() == pytest.approx(result["top1"], abs=1e-3)
+
+
+def test_what_a_run_leaves(done):
+    result, folder = done
+    rows = (folder / "log.csv").read_text().splitlines()
+    assert rows[0].split(",")[:5] == ["epoch", "step", "loss", "top1", "top5"]
+    assert len(rows) == 6
+    best = max(rows[1:], key=lambda row: float(row.split(",")[3]))
+    assert float(best.split(",")[3]) == result["top1"]
+    assert json.loads((folder / "summary.json").read_text()) == result
+    card = (folder / "best" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "fine-tuned with the labels" in card
+    assert f"{result['top1']:.2f}" in card
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixup": 0.5, "cutmix": 0.5}, {"ema": 0.0, "opt": "momentum"}])
+def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch):
+    run(tmp_path / "whole", **settings)
+    step = finetune_module._Finetuning._step
+
+    def interrupted(self, batch, targets, number):
+        if number == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, targets, number)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(finetune_module._Finetuning, "_step", interrupted)
+        run(tmp_path / "cut", **settings)
+    torch.manual_seed(77)
+    run(tmp_path / "cut", **settings)
+    states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
+    for part in ("network", "ema"):
+        for name, tensor in states[1][part].items():
+            assert torch.equal(states[0][part][name], tensor), name
+
+
+def test_other_settings_are_listed(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"epochs: 1 then, 2 now; mixup: 0.0 then, 0.4 now"):
+        run(tmp_path, epochs=2, mixup=0.4)
+
+
+def test_freeze_moves_the_classifier_only(tmp_path):
+    before = {name: tensor.clone() for name, tensor in model().backbone.state_dict().items()}
+    trained = model()
+    result = finetune(
+        trained, images(), images(30, 1), output=tmp_path, config=LINEAR_SGD, epochs=20, batch_size=16, device="cpu"
+    )
+    after = trained.backbone.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert result["top1"] > 60
+
+
+def test_layers_learn_at_their_own_rates():
+    optimizer = build_optimizer(simco_zoo.create_model("simco_r18_025", num_classes=5).backbone, FinetuneConfig())
+    named = {group["lr_scale"] for group in optimizer.param_groups}
+    assert max(named) == 1.0
+    depth = len(named)
+    assert sorted(named) == pytest.approx([0.75**i for i in range(depth - 1, -1, -1)])
+    assert depth > 3
+
+
+def test_a_share_of_the_labels(tmp_path):
+    assert run(tmp_path, epochs=1, label_fraction=0.25)["train"] == 16
+
+
+def test_labels_that_do_not_fit(tmp_path):
+    unlabeled = load_images(torch.zeros(20, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="the training images of tensor have no labels"):
+        finetune(model(), unlabeled, images(), output=tmp_path)
+    other = type(unlabeled)(**{**vars(images()), "class_names": ["a", "b", "c"]})
+    with pytest.raises(ValueError, match="both parts need the same"):
+        finetune(model(), images(), other, output=tmp_path)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"label_fraction": 0.0}, "label_fraction is 0.0"),
+    ({"ema": 1.0}, "ema is 1.0"),
+    ({"layer_decay": 2.0}, "layer_decay is 2.0"),
+    ({"lr": 0.0}, "lr is 0.0"),
+    ({"amp": "fp8"}, "amp is 'fp8'"),
+])  # fmt: skip
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**settings)
