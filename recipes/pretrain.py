@@ -24,7 +24,7 @@ from timm.models import get_pretrained_cfg
 from timm.utils import ParseKwargs
 
 import simco_zoo
-from simco_zoo.data import load_images
+from simco_zoo.data import load_images, stream_images
 from simco_zoo.distributed import is_main, join, world_size
 from simco_zoo.models.factory import METHODS
 from simco_zoo.training import Interrupted, TrainingConfig, pretrain
@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--label-column")
     what.add_argument("--image-size", type=int, help="side in pixels; default: the images' own")
     what.add_argument("--limit", type=int, help="use only so many images of each split")
+    what.add_argument("--streaming", action="store_true", help="read the data set as it comes (needs --image-size)")
+    what.add_argument("--epoch-images", type=int, help="images per epoch of a stream that does not say how many it has")
     what.add_argument("--output", type=Path, help="the run's folder; default runs/MODEL-DATASET")
     what.add_argument("--tag", help="tag of the published weights; default: the data set's name")
     what.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path")
@@ -101,8 +103,16 @@ def main(argv: list[str] | None = None) -> int:
     join(pick_device(config.device))
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     load = {"image_size": args.image_size, "limit": args.limit, **columns}
-    images = load_images(args.dataset, split=args.train_split, **load)
     test_images = None
+    if args.streaming:
+        if args.image_size is None:
+            raise ValueError(
+                "a stream's images are not looked at beforehand; say what size they get with --image-size."
+            )
+        options = {"image_size": args.image_size, "image_column": args.image_column, "length": args.epoch_images}
+        images = stream_images(args.dataset, args.train_split, **options)
+    else:
+        images = load_images(args.dataset, split=args.train_split, **load)
     if args.test_split != "none" and images.labels is not None:
         test_images = load_images(args.dataset, split=args.test_split, **load)
 

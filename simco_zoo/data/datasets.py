@@ -70,6 +70,10 @@ class ImageData:
         sampler = [batch.tolist() for batch in index_batches]
         yield from DataLoader(_Decoded(self.reader, len(self)), batch_sampler=sampler, num_workers=num_workers)
 
+    def first(self, count: int) -> Tensor:
+        """Returns the first images, uint8 (count, 3, S, S)."""
+        return next(iter(self.batches([torch.arange(min(count, len(self)))])))
+
     def subset(self, indices: Tensor | Sequence[int]) -> ImageData:
         """Returns some of the images, in the order given."""
         rows = torch.as_tensor(indices, dtype=torch.long)
@@ -106,18 +110,28 @@ class _Subset:
 
 
 @dataclass
-class _Reader:
-    """Opens row i of a source and brings it to size; picklable, so that workers can have it."""
+class ImageReader:
+    """Brings an image to size: uint8 (3, size, size); picklable, so that workers can have it."""
 
-    open_image: Callable[[int], Image.Image]
     size: int
     crop_pct: float
     interpolation: str
 
-    def __call__(self, index: int) -> Tensor:
-        image = fit(to_rgb(self.open_image(index)), self.size, self.crop_pct, self.interpolation)
+    def __call__(self, image: Image.Image) -> Tensor:
+        fitted = fit(to_rgb(image), self.size, self.crop_pct, self.interpolation)
         # a copy: an array over PIL's memory is read-only
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+
+
+@dataclass
+class _RowReader:
+    """Opens row i of a source and brings it to size."""
+
+    open_image: Callable[[int], Image.Image]
+    fit: ImageReader
+
+    def __call__(self, index: int) -> Tensor:
+        return self.fit(self.open_image(index))
 
 
 def load_images(
@@ -187,7 +201,7 @@ def load_images(
             image_size=size,
         )
     size = image_size or _common_size(rows, count)
-    reader = _Reader(rows.open_image, size, crop_pct, interpolation)
+    reader = _RowReader(rows.open_image, ImageReader(size, crop_pct, interpolation))
     fits_memory = count * 3 * size * size <= IN_MEMORY_BYTES
     readable, skipped, images = _read_all(rows, reader, count, keep=fits_memory if in_memory is None else in_memory)
     if not readable:
@@ -219,7 +233,7 @@ class _Rows:
 
 
 def _read_all(
-    rows: _Rows, reader: _Reader, count: int, keep: bool
+    rows: _Rows, reader: _RowReader, count: int, keep: bool
 ) -> tuple[list[int], list[tuple[str, str]], Tensor | None]:
     """Reads every image once, into a tensor if ``keep``; otherwise only to know which can be read."""
 
@@ -234,7 +248,7 @@ def _read_all(
 
     readable: list[int] = []
     skipped: list[tuple[str, str]] = []
-    images = torch.empty(count, 3, reader.size, reader.size, dtype=torch.uint8) if keep else None
+    images = torch.empty(count, 3, reader.fit.size, reader.fit.size, dtype=torch.uint8) if keep else None
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
         for index, result in enumerate(pool.map(read, range(count), chunksize=256)):
             if isinstance(result, str) and result:
@@ -309,7 +323,7 @@ def _hub_rows(source: str, split: str, image_column: str | None, label_column: s
         raise ValueError(f"there is no folder {source}, and it is no data set's id of the Hub (org/name).")
     try:
         splits = get_dataset_split_names(source, name)
-        table = load_dataset(source, name, split=_pick_split(source, split, splits))
+        table = load_dataset(source, name, split=pick_split(source, split, splits))
     except (OSError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -319,7 +333,7 @@ def _hub_rows(source: str, split: str, image_column: str | None, label_column: s
     return _table_rows(table, source, split, image_column, label_column)
 
 
-def _pick_split(source: str, split: str, splits: list[str]) -> str:
+def pick_split(source: str, split: str, splits: list[str]) -> str:
     for candidate in _SPLIT_NAMES.get(split, (split,)):
         if candidate in splits:
             return candidate
@@ -332,11 +346,7 @@ def _table_rows(table: Any, source: str, split: str, image_column: str | None, l
     from datasets import Image as ImageFeature
 
     features = table.features
-    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    image_column = _pick_column("image", image_column, images, list(features), source)
-    assert image_column is not None
-    if not isinstance(features[image_column], ImageFeature):
-        raise ValueError(f"the column {image_column!r} of {source} holds no images; image columns: {images or 'none'}.")
+    image_column = pick_image_column(features, image_column, source)
     labels = [
         column
         for column, feature in features.items()
@@ -366,6 +376,18 @@ class _OpenEncoded:
         return _open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
 
 
+def pick_image_column(features: Any, wanted: str | None, source: str) -> str:
+    """Returns the wanted column of images, or the only one; raises ValueError if it is none or ambiguous."""
+    from datasets import Image as ImageFeature
+
+    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
+    column = _pick_column("image", wanted, images, list(features), source)
+    assert column is not None
+    if column not in images:
+        raise ValueError(f"the column {column!r} of {source} holds no images; image columns: {images or 'none'}.")
+    return column
+
+
 def _pick_column(
     kind: str, wanted: str | None, candidates: list[str], columns: list[str], source: str, optional: bool = False
 ) -> str | None:
@@ -389,7 +411,7 @@ def _folder_rows(path: Path, split: str) -> _Rows:
     folders = {child.name: child for child in sorted(path.iterdir()) if child.is_dir()}
     known = [name for names in _SPLIT_NAMES.values() for name in names]
     if any(name in folders for name in known):
-        path = folders[_pick_split(str(path), split, list(folders))]
+        path = folders[pick_split(str(path), split, list(folders))]
         folders = {child.name: child for child in sorted(path.iterdir()) if child.is_dir()}
     elif split not in ("train", "all"):
         raise ValueError(f"{path} has no folder {split!r}; images that are not split are the split 'train'.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews
+from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.evaluation.features import evaluating
 from simco_zoo.losses import log_anchor_weights
 
@@ -48,7 +49,9 @@ def effective_rank(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def diagnose(model: Any, images: ImageData, *, views: str = "cifar", limit: int = 512, seed: int = 0) -> dict[str, Any]:
+def diagnose(
+    model: Any, images: ImageData | StreamedImages, *, views: str = "cifar", limit: int = 512, seed: int = 0
+) -> dict[str, Any]:
     """Measures a model on two views of some images, in evaluation mode; the model stays as it was.
 
     Args:
@@ -64,7 +67,7 @@ def diagnose(model: Any, images: ImageData, *, views: str = "cifar", limit: int 
         w_i = (1 - p_i(tau_beta)) / (1 - p_i(tau_alpha)). All w_i alike means that InfoNCE weights anchors evenly.
     """
     parameter = next(model.parameters())
-    batch = next(iter(images.batches([torch.arange(min(limit, len(images)))]))).to(parameter.device)
+    batch = images.first(min(limit, len(images))).to(parameter.device)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         view1, view2 = TwoViews(views, size=images.image_size, dtype=parameter.dtype)(batch, generator=generator)

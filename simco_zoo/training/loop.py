@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import random
 import time
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
+from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
 from simco_zoo.evaluation import diagnose, extract_features, knn, linear_probe
 from simco_zoo.files import check_room
@@ -55,7 +57,7 @@ class Progress:
 
 def pretrain(
     model: ContrastiveModel,
-    images: ImageData | str | Path | Any,
+    images: ImageData | StreamedImages | str | Path | Any,
     *,
     test_images: ImageData | str | Path | Any | None = None,
     output: str | Path | None = None,
@@ -77,7 +79,8 @@ def pretrain(
 
     Args:
         model: A model of the zoo; changed in place.
-        images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only.
+        images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only. Or
+            ``StreamedImages``, which have no labels; a resumed run reads its epoch's stream again up to its place.
         test_images: Images that the kNN accuracy is measured on; ``images`` are its bank. Both need labels.
         output: The run's folder; default ``runs/NAME``.
         config: Settings; default the paper's.
@@ -97,7 +100,7 @@ def pretrain(
             were written; a second signal ends the run at once.
     """
     config = replace(config or TrainingConfig(), **settings)
-    images = images if isinstance(images, ImageData) else load_images(images)
+    images = images if isinstance(images, ImageData | StreamedImages) else load_images(images)
     if test_images is not None and not isinstance(test_images, ImageData):
         test_images = load_images(test_images, split="test")
     run = Path(output or Path("runs") / (model.architecture or model.method)).absolute()
@@ -112,7 +115,7 @@ class _Trainer:
     def __init__(
         self,
         model: ContrastiveModel,
-        images: ImageData,
+        images: ImageData | StreamedImages,
         test_images: ImageData | None,
         run: Path,
         config: TrainingConfig,
@@ -255,13 +258,9 @@ class _Trainer:
         self.model.train()
         first = progress.step - epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
-        order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
-        per_process = config.batch_size // world_size()
-        shares = order[: last * config.accumulate * config.batch_size].view(last, -1, world_size(), per_process)
-        index_batches = shares[first:, :, rank()].flatten(1)
 
         sums: dict[str, Tensor] = {}
-        for batch in self._batches(list(index_batches)):
+        for batch in self._batches(epoch, first, last):
             self.interruption.check()
             report = self.step(batch, seeded_generator(config.seed, "views", progress.step))
             for name, value in report.items():
@@ -353,14 +352,26 @@ class _Trainer:
 
     # Parts of a step and of an epoch
 
-    def _batches(self, index_batches: list[Tensor]) -> Iterator[Tensor]:
-        """Yields uint8 batches on the device; images that fit in memory are moved there once."""
-        if self.images.images is not None:
+    def _batches(self, epoch: int, first: int, last: int) -> Iterator[Tensor]:
+        """Yields this process's uint8 images of the epoch's steps first to last, on the device."""
+        config = self.config
+        per_process = config.batch_size // world_size()
+        if isinstance(self.images, StreamedImages):
+            share = {"rank": rank(), "world_size": world_size(), "num_workers": config.workers}
+            stream = self.images.epoch(epoch, per_process * config.accumulate, seed=config.seed, **share)
+            # a stream has no places to jump to: what was seen before is read again and dropped
+            for batch in itertools.islice(stream, first, last):
+                yield batch.to(self.device, non_blocking=True)
+            return
+        order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
+        shares = order[: last * config.accumulate * config.batch_size].view(last, -1, world_size(), per_process)
+        index_batches = list(shares[first:, :, rank()].flatten(1))
+        if self.images.images is not None:  # what fits in memory is moved to the device once
             pool = self.images.images.to(self.device)
             for indices in index_batches:
                 yield pool[indices.to(self.device)]
         else:
-            for batch in self.images.batches(index_batches, num_workers=self.config.workers):
+            for batch in self.images.batches(index_batches, num_workers=config.workers):
                 yield batch.to(self.device, non_blocking=True)
 
     def _look(self, report: dict[str, Tensor], bar: tqdm) -> None:

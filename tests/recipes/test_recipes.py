@@ -159,6 +159,7 @@ def test_publish_dry_run(run):
     ("pretrain.py", ["--model", "simco"], "needs a backbone"),
     ("pretrain.py", ["--dataset", "/no/such/folder"], "there is no folder"),
     ("pretrain.py", ["--epochs", "0"], "epochs is 0"),
+    ("pretrain.py", ["--dataset", "/no/such", "--streaming"], "say what size they get with --image-size"),
     ("knn.py", ["--model", "simco_r99"], "simco_r99"),
     ("extract.py", ["--images", "photos", "--output", "x.csv"], "has to end in one of"),
     ("publish.py", ["--folder", "/no/such", "--repo", "a/b"], "/no/such"),

@@ -1,0 +1,152 @@
+"""Images that are read as they come: data sets of the Hub too large to download, or of shards on a disk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from simco_zoo.data.datasets import ImageReader, pick_image_column, pick_split
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """Square RGB images without labels that pass by once per epoch; what is in memory is a shuffle buffer.
+
+    Attributes:
+        stream: A ``datasets.IterableDataset`` whose column ``image_column`` holds encoded images.
+        image_column: Name of that column.
+        length: Images per epoch.
+        reader: Brings an encoded image to size.
+        source: Where they come from.
+        split: Which part.
+        buffer: Images among which the next one is drawn, per process and worker.
+    """
+
+    stream: Any
+    image_column: str
+    length: int
+    reader: ImageReader
+    source: str
+    split: str
+    buffer: int = 1000
+    # what they have in common with ImageData
+    images: None = None
+    labels: None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.reader.size
+
+    def first(self, count: int) -> Tensor:
+        """Returns the first images, uint8 (count, 3, S, S), in the order in which they are stored."""
+        return next(iter(DataLoader(_Decoded(self.stream, self.image_column, self.reader), batch_size=count)))
+
+    def epoch(
+        self, epoch: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    ) -> Iterator[Tensor]:
+        """Yields uint8 batches (batch_size, 3, S, S) of this process's share, shuffled anew for each epoch.
+
+        Shards are shared out among the processes and then among their workers; of a set with too few shards each
+        process takes every n-th image. A share that ends early begins again, so that no process waits for ever.
+        """
+        from datasets.distributed import split_dataset_by_node
+
+        # a seed per epoch, not set_epoch: a stream that is shared out among processes forgets that
+        shuffle_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        stream = self.stream.shuffle(seed=shuffle_seed, buffer_size=self.buffer)
+        stream = split_dataset_by_node(stream, rank, world_size)
+        decoded = _Decoded(stream, self.image_column, self.reader, endless=True)
+        workers = min(num_workers, stream.num_shards)
+        yield from DataLoader(decoded, batch_size=batch_size, num_workers=workers, drop_last=True)
+
+
+def stream_images(
+    source: str | Path,
+    split: str = "train",
+    *,
+    image_size: int,
+    image_column: str | None = None,
+    length: int | None = None,
+    crop_pct: float = 1.0,
+    interpolation: str = "bicubic",
+    buffer: int = 1000,
+    name: str | None = None,
+) -> StreamedImages:
+    """Opens a data set of the Hub, or a folder in its layout, without downloading or decoding it.
+
+    Args:
+        source: Id on the Hub, or a folder (of parquet files, or of images).
+        split: "train", or what there is in its place.
+        image_size: Side in pixels to which images are resized and centrally cropped.
+        image_column: Name of the image column; None: the only one there is.
+        length: Images per epoch; None: as many as the data set says it has.
+        crop_pct: Share of the short side that the crop keeps.
+        interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+        buffer: Images among which the next one is drawn.
+        name: Configuration of a Hub data set that has several.
+
+    Returns:
+        The images; those that cannot be read are left out as they come.
+
+    Raises:
+        ValueError: If there is no such source, split or column, or the length is unknown.
+    """
+    from datasets import Image as ImageFeature
+    from datasets import get_dataset_split_names, load_dataset
+
+    source = str(source)
+    try:
+        chosen = pick_split(source, split, get_dataset_split_names(source, name))
+        stream = load_dataset(source, name, split=chosen, streaming=True)
+    except (OSError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the data set {source!r} cannot be streamed ({reason}); check its name.") from error
+    stream = stream if stream.features is not None else stream._resolve_features()
+    column = pick_image_column(stream.features, image_column, source)
+    if length is None:
+        known = (stream.info.splits or {}).get(chosen)
+        length = known.num_examples if known is not None else None
+    if not length:
+        raise ValueError(f"{source} does not say how many images it has; pass the images per epoch (--epoch-images).")
+    stream = stream.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    return StreamedImages(
+        stream, column, length, ImageReader(image_size, crop_pct, interpolation), source, split, buffer
+    )
+
+
+class _Decoded(IterableDataset):
+    """The stream as torch's DataLoader wants it; datasets shares the shards out among its workers."""
+
+    def __init__(self, stream: Any, column: str, reader: ImageReader, endless: bool = False) -> None:
+        self.stream, self.column, self.reader, self.endless = stream, column, reader, endless
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            found = 0
+            for row in self.stream:
+                entry = row[self.column]
+                encoded = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
+                try:
+                    with Image.open(encoded) as image:
+                        tensor = self.reader(image)
+                except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+                    continue
+                found += 1
+                yield tensor
+            if not found:
+                raise ValueError(f"no image in the column {self.column!r} can be read.")
+            if not self.endless:
+                return
