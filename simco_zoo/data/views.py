@@ -87,6 +87,7 @@ class TwoViews:
         interpolation: "bicubic" or "bilinear" instead of the preset's.
         dtype: Type of the views.
         channels_last: Whether the views are in that memory format.
+        compile_mode: Mode of torch.compile for the operations on the images, e.g. "default"; None: not compiled.
 
     Raises:
         ValueError: If the preset, the interpolation or the size is unknown or out of range.
@@ -100,6 +101,7 @@ class TwoViews:
         interpolation: str | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        compile_mode: str | None = None,
     ) -> None:
         if isinstance(preset, str):
             if preset not in PRESETS:
@@ -117,6 +119,7 @@ class TwoViews:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
         self._scale, self._shift = 1 / std, -mean / std
+        self._make = self._views if compile_mode is None else torch.compile(self._views, mode=compile_mode)
 
     def __call__(
         self, batch: Tensor, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
@@ -139,8 +142,8 @@ class TwoViews:
         own = slice(share[0] * n, (share[0] + 1) * n)
         first = self.draw(share[1] * n, height, width, generator)[own]
         second = self.draw(share[1] * n, height, width, generator)[own]
-        pixels = batch.float()
-        return self._view(pixels, first), self._view(pixels, second)
+        view1, view2 = self._make(self._pixels(batch), first.to(batch.device), second.to(batch.device))
+        return view1, view2
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Draws the parameters of one view of n images (height x width), on the generator's device.
@@ -197,11 +200,20 @@ class TwoViews:
         """
         if len(parameters) != self._check(batch)[0]:
             raise ValueError(f"there are {len(batch)} images, but parameters of {len(parameters)}.")
-        return self._view(batch.float(), parameters)
+        return self._view(self._pixels(batch), parameters.to(batch.device))
 
-    def _view(self, pixels: Tensor, parameters: ViewParameters) -> Tensor:
-        """Makes one view of float images with values from 0 to 255."""
-        preset, p = self.preset, parameters.to(pixels.device)
+    def _pixels(self, batch: Tensor) -> Tensor:
+        """Returns the images as floats from 0 to 255, when the constants are on their device, too."""
+        if self._scale.device != batch.device:
+            self._scale, self._shift = self._scale.to(batch.device), self._shift.to(batch.device)
+        return batch.float()
+
+    def _views(self, pixels: Tensor, *parameters: ViewParameters) -> list[Tensor]:
+        return [self._view(pixels, drawn) for drawn in parameters]
+
+    def _view(self, pixels: Tensor, p: ViewParameters) -> Tensor:
+        """Makes one view of what ``_pixels`` returned, with parameters on the same device."""
+        preset = self.preset
         with torch.autocast(pixels.device.type, enabled=False):  # the views are as exact in a run of half precision
             x = crop_resize(pixels, p, self.size or pixels.shape[2], preset.interpolation).div_(255)
             x = color_jitter(x, p)
@@ -210,8 +222,7 @@ class TwoViews:
                 x = _on_rows(p.blur, x, partial(gaussian_blur, largest=preset.blur_sigma[1]), p.sigma)
             if preset.solarize > 0:
                 x = _on_rows(p.solarize, x, lambda rows: torch.where(rows >= 0.5, 1 - rows, rows))
-            scale, shift = (value.to(x.device, non_blocking=True) for value in (self._scale, self._shift))
-            return x.mul_(scale).add_(shift).to(self.dtype, memory_format=self.memory_format)
+            return x.mul_(self._scale).add_(self._shift).to(self.dtype, memory_format=self.memory_format)
 
     @staticmethod
     def _check(batch: Tensor) -> tuple[int, int, int]:

@@ -94,6 +94,8 @@ def _eval_results(data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalRes
         "knn_top5": "kNN top-5 (%)",
         "linear_top1": "linear probe top-1 (%)",
         "linear_top5": "linear probe top-5 (%)",
+        "online_top1": "online linear classifier top-1 (%)",
+        "online_top5": "online linear classifier top-5 (%)",
         "finetune_top1": "fine-tuned top-1 (%)",
         "finetune_top5": "fine-tuned top-5 (%)",
     }
@@ -214,6 +216,9 @@ def _evaluation(metrics: dict[str, Any]) -> str:
     if "linear_top1" in metrics:
         protocol = "logistic regression on standardized features of clean images, weight decay by held-out images"
         rows.append(("linear probe", _number(metrics, "linear_top1"), _number(metrics, "linear_top5"), protocol))
+    if "online_top1" in metrics:
+        protocol = "a linear classifier trained beside the run on the views' features, without gradient to the backbone"
+        rows.append(("online linear", _number(metrics, "online_top1"), _number(metrics, "online_top5"), protocol))
     if "finetune_top1" in metrics:
         protocol = "classifier and backbone trained with labels; clean test images, the best epoch"
         rows.append(("fine-tuning", _number(metrics, "finetune_top1"), _number(metrics, "finetune_top5"), protocol))

@@ -61,6 +61,8 @@ class ContrastiveModel(nn.Module):
         self.model_args: dict[str, Any] = {}
         # whether keys are gathered from all processes of torch.distributed; pretrain sets it
         self.across_processes = False
+        # whether contrast reports the query encoder's features, for a classifier that learns beside the run
+        self.report_features = False
 
     # The method
 
@@ -87,17 +89,19 @@ class ContrastiveModel(nn.Module):
         Returns:
             Projections (B, proj_dim) of unit length, in fp32 at least.
         """
-        return embed(self.backbone, self.projector, x)
+        return unit_rows(self.projector(pooled_features(self.backbone, x)))
 
-    def embed_views(self, encoder: Any, *views: Tensor, joint: bool | None = None) -> tuple[Tensor, ...]:
+    def embed_views(self, encoder: Any, *views: Tensor, features: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         """Projects views of (N, C, H, W) with an encoder that has ``backbone`` and ``projector``.
 
-        One forward for all views if ``joint`` (default: ``joint_bn``), otherwise one for each.
+        One forward for all views with ``joint_bn``, otherwise one for each. What enters the projector is added,
+        detached, to the list ``features``, view after view.
         """
-        joint = self.joint_bn if joint is None else joint
-        if joint and len(views) > 1:
-            return embed(encoder.backbone, encoder.projector, torch.cat(views)).chunk(len(views))
-        return tuple(embed(encoder.backbone, encoder.projector, view) for view in views)
+        batches = (torch.cat(views),) if self.joint_bn and len(views) > 1 else views
+        pooled = [pooled_features(encoder.backbone, batch) for batch in batches]
+        if features is not None:
+            features.extend(rows.detach() for rows in pooled)
+        return torch.cat([unit_rows(encoder.projector(rows)) for rows in pooled]).chunk(len(views))
 
     def gather_keys(self, *keys: Tensor) -> tuple[tuple[Tensor, ...], int]:
         """Gathers the keys of all processes where ``across_processes`` is set.
@@ -191,8 +195,8 @@ class ContrastiveModel(nn.Module):
         return {name: rename(spec) for name, spec in self.backbone.group_matcher(coarse=coarse).items()}
 
 
-def embed(backbone: Any, projector: nn.Module, x: Tensor) -> Tensor:
-    """Maps images (B, C, H, W) to unit vectors (B, proj_dim) through a backbone and a projector.
+def pooled_features(backbone: Any, x: Tensor) -> Tensor:
+    """Maps images (B, C, H, W) to features (B, D), the classifier left out.
 
     Raises:
         ValueError: If the backbone's features are not one vector per image.
@@ -203,27 +207,35 @@ def embed(backbone: Any, projector: nn.Module, x: Tensor) -> Tensor:
             f"the backbone gives features of shape {tuple(features.shape)} where one vector per image is needed; "
             "build it with a pooling, e.g. global_pool='avg'."
         )
-    projections = projector(features)
-    # unit length to the precision of the loss, whatever autocast did in the layers
+    return features
+
+
+def unit_rows(projections: Tensor) -> Tensor:
+    """Scales projections (B, D) to unit length, in the precision of the loss whatever autocast did in the layers."""
     if projections.dtype not in (torch.float32, torch.float64):
         projections = projections.float()
     return F.normalize(projections, dim=1)
 
 
-def contrast_report(loss: Tensor, query: Tensor, key: Tensor) -> dict[str, Tensor]:
+def contrast_report(
+    loss: Tensor, query: Tensor, key: Tensor, features: list[Tensor] | None = None
+) -> dict[str, Tensor]:
     """Gathers what a step tells of itself: the loss and detached scalars, left on the device.
 
     Args:
         loss: Differentiable scalar.
         query: Unit rows (N, D).
         key: Unit rows (N, D), the positives of ``query``.
+        features: The query encoder's features, view after view, to be reported, too; or None.
 
     Returns:
         ``loss``; ``positive_similarity``, the mean cosine of the positive pairs; ``proj_std``, the standard deviation
-        of a coordinate of the queries times sqrt(D), about 1 for a uniform sphere and 0 for a collapse.
+        of a coordinate of the queries times sqrt(D), about 1 for a uniform sphere and 0 for a collapse; and, if given,
+        ``features`` (V * N, D) of the V views that passed the query encoder.
     """
     query, key = query.detach(), key.detach()
     return {
+        **({} if features is None else {"features": torch.cat(features)}),
         "loss": loss,
         "positive_similarity": (query * key).sum(dim=1).mean(),
         "proj_std": query.std(dim=0, correction=0).mean() * math.sqrt(query.shape[1]),

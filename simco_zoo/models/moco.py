@@ -93,19 +93,20 @@ class MoCo(MomentumModel):
         """
         check_views(view1, view2)
         key_encoder = self.advance_key_encoder()
+        features: list[Tensor] | None = [] if self.report_features else None
         if not self.symmetric:
             with torch.no_grad():
                 (k2,) = self._keys(key_encoder, view2, generator=generator)
-            (q1,) = self.embed_views(self, view1)
+            (q1,) = self.embed_views(self, view1, features=features)
             loss, keys = self._loss(q1, k2), [k2]
         else:
             with torch.no_grad():
                 k1, k2 = self._keys(key_encoder, view1, view2, generator=generator)
-            q1, q2 = self.embed_views(self, view1, view2)
+            q1, q2 = self.embed_views(self, view1, view2, features=features)
             loss, keys = (self._loss(q1, k2) + self._loss(q2, k1)) / 2, [k1, k2]
         if self.training:
             self._enqueue(torch.cat(self.gather_keys(*keys)[0]))
-        return contrast_report(loss, q1, k2)
+        return contrast_report(loss, q1, k2, features)
 
     def _loss(self, query: Tensor, key: Tensor) -> Tensor:
         return info_nce(query, key, negatives=self.queue, temperature=self.temperature, check=False)

@@ -67,12 +67,13 @@ class SimCo(ContrastiveModel):
             ValueError: If the views' shapes differ or N < 2.
         """
         check_views(view1, view2)
-        z1, z2 = self.embed_views(self, view1, view2)
+        features: list[Tensor] | None = [] if self.report_features else None
+        z1, z2 = self.embed_views(self, view1, view2, features=features)
         if not self.symmetric:
             (k2,), own = self.gather_keys(z2)
-            return contrast_report(self._loss(z1, k2, own), z1, z2)
+            return contrast_report(self._loss(z1, k2, own), z1, z2, features)
         (k1, k2), own = self.gather_keys(z1, z2)
-        return contrast_report((self._loss(z1, k2, own) + self._loss(z2, k1, own)) / 2, z1, z2)
+        return contrast_report((self._loss(z1, k2, own) + self._loss(z2, k1, own)) / 2, z1, z2, features)
 
     def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
         return dual_temperature(

@@ -72,18 +72,20 @@ class SimMoCo(MomentumModel):
         """
         check_views(view1, view2)
         key_encoder = self.advance_key_encoder()
+        features: list[Tensor] | None = [] if self.report_features else None
         if not self.symmetric:
             with torch.no_grad():
                 (k2,) = self.embed_views(key_encoder, view2)
-            (q1,) = self.embed_views(self, view1)
+            (q1,) = self.embed_views(self, view1, features=features)
             (all_k2,), own = self.gather_keys(k2)
-            return contrast_report(self._loss(q1, all_k2, own), q1, k2)
+            return contrast_report(self._loss(q1, all_k2, own), q1, k2, features)
 
         with torch.no_grad():
             k1, k2 = self.embed_views(key_encoder, view1, view2)
-        q1, q2 = self.embed_views(self, view1, view2)
+        q1, q2 = self.embed_views(self, view1, view2, features=features)
         (all_k1, all_k2), own = self.gather_keys(k1, k2)
-        return contrast_report((self._loss(q1, all_k2, own) + self._loss(q2, all_k1, own)) / 2, q1, k2)
+        loss = (self._loss(q1, all_k2, own) + self._loss(q2, all_k1, own)) / 2
+        return contrast_report(loss, q1, k2, features)
 
     def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
         return dual_temperature(

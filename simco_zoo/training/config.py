@@ -33,12 +33,17 @@ class TrainingConfig:
         amp: "none", "bf16" or "fp16": autocast of the encoder; the loss is fp32 always.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"...; auto takes an accelerator if there is one.
         channels_last: Memory format of images and weights.
-        compile: Compile the method's forward with torch.compile.
+        compile: Compile the method's forward, and on an accelerator the views, with torch.compile.
+        compile_mode: Mode of torch.compile, e.g. "reduce-overhead" for CUDA graphs.
+        freeze_patch_embed: Leave a ViT's patch embedding at its random start (MoCo v3, section 4.2).
         workers: Processes that decode images which do not fit in memory.
         seed: Seed of order and views; the recipe seeds the initial weights with it, too.
         knn_every: Epochs between measurements of the kNN accuracy; 0 never. The last epoch is always measured.
         knn_k: Neighbors of that kNN.
         linear: Measure a linear probe at the end.
+        online_linear: Train a linear classifier beside the run on the views' features, without gradient to the model,
+            as the official code does, and measure it with the kNN.
+        tensorboard: Write the log for TensorBoard, too, if that is installed.
         checkpoint_every: Epochs between checkpoints.
         keep_checkpoints: Number of checkpoints to keep.
         log_every: Steps between looks at loss and projections; each look waits for the device.
@@ -62,11 +67,15 @@ class TrainingConfig:
     device: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    compile_mode: str = "default"
+    freeze_patch_embed: bool = False
     workers: int = 0
     seed: int = 0
     knn_every: int = 5
     knn_k: int = 200
     linear: bool = True
+    online_linear: bool = False
+    tensorboard: bool = True
     checkpoint_every: int = 1
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -96,6 +105,8 @@ class TrainingConfig:
             raise ValueError(f"lr is {self.lr}, but has to be positive.")
         if self.amp not in AMP_DTYPES:
             raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
+        if self.compile_mode not in COMPILE_MODES:
+            raise ValueError(f"compile_mode is {self.compile_mode!r}, but has to be one of {', '.join(COMPILE_MODES)}.")
         if self.negatives not in ("global", "local"):
             raise ValueError(f"negatives is {self.negatives!r}, but has to be global or local.")
 
@@ -109,10 +120,13 @@ class TrainingConfig:
         return self.lr * self.batch_size * self.accumulate / 256
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # settings that may differ between a run and its continuation without changing what it computes
-FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile"}
+FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile", "compile_mode"}
+FREE_ON_RESUME |= {"tensorboard"}
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ COLUMNS = (
     "lr",
     "knn_top1",
     "knn_top5",
+    "online_top1",
+    "online_top5",
     "alignment",
     "uniformity",
     "effective_rank",
@@ -49,6 +52,7 @@ def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = C
 _PANELS = [
     ("loss", "loss"),
     ("knn_top1", "kNN top-1 (%)"),
+    ("online_top1", "online linear probe top-1 (%)"),
     ("top1", "top-1 (%)"),
     ("top5", "top-5 (%)"),
     ("proj_std", "deviation of projections (1 = uniform)"),
@@ -98,3 +102,18 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{platform.machine()} {device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Returns the most memory in MB that the process has held: of a GPU what torch allocated there, else its own.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

@@ -9,7 +9,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
-from simco_zoo.evaluation import diagnose, extract_features, knn, linear_probe
 from simco_zoo.files import check_room
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
@@ -35,8 +34,11 @@ from simco_zoo.models.moco import MoCo
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
 from simco_zoo.training.interruption import Interrupted, Interruption
-from simco_zoo.training.log import draw_curves, hardware, write_log, write_summary
+from simco_zoo.training.log import draw_curves, hardware, peak_memory_mb, write_log, write_summary
+from simco_zoo.training.monitor import Monitor
+from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.tensorboard import TensorBoard
 
 COLLAPSED_STD = 0.01  # deviation of the projections, 1 for a uniform sphere, below which nothing is left to learn from
 
@@ -156,6 +158,9 @@ class _Trainer:
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
+            raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
+        self.monitor = Monitor(model, images, test_images, config)
         self.progress = Progress()
         self.start_step = 0
         self.interruption = Interruption()
@@ -180,17 +185,27 @@ class _Trainer:
             model.init_key_encoder()
         if config.sync_bn:
             convert_sync_batchnorm(model)
+        if config.freeze_patch_embed:
+            patch_embed = getattr(model.backbone, "patch_embed", None)
+            if patch_embed is None:
+                raise ValueError(f"{model.architecture} has no patch embedding; leave freeze_patch_embed out.")
+            patch_embed.requires_grad_(False)
         # the queue is the same on all processes, so it takes the keys of all
         model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_input()
         dtype = next(model.parameters()).dtype
         self.views = TwoViews(
-            config.views, size=self.images.image_size, dtype=dtype, channels_last=config.channels_last
+            config.views,
+            size=self.images.image_size,
+            dtype=dtype,
+            channels_last=config.channels_last,
+            # on a CPU only the chosen images' colors are computed, and how many differs from step to step
+            compile_mode=config.compile_mode if config.compile and self.device.type != "cpu" else None,
         )
         self.optimizer = build_optimizer(model, config)
         self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.contrast: nn.Module = _Contrast(model, config.compile)
+        self.contrast: nn.Module = _Contrast(model, config)
         if world_size() > 1:
             # batch norm's buffers are averaged when an epoch ends, the queue's are equal; torch renamed the argument
             known = inspect.signature(DistributedDataParallel).parameters
@@ -201,6 +216,10 @@ class _Trainer:
                 find_unused_parameters=model.num_classes > 0,  # a classifier takes no part
                 **buffers,
             )
+        if config.online_linear:
+            assert self.images.labels is not None
+            classes = int(self.images.labels.max()) + 1
+            self.monitor.online_probe = OnlineProbe(model, classes, config, self.steps_per_epoch, self.total_steps)
 
         state = find_resume(resume, self.run / "checkpoints")
         if state is not None:
@@ -224,9 +243,12 @@ class _Trainer:
 
     # One step, one epoch, the run
 
-    def step(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Runs one optimizer step on uint8 images (accumulate * N, 3, H, W) and returns the detached scalars."""
-        config, amp = self.config, AMP_DTYPES[self.config.amp]
+    def step(self, batch: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Runs one optimizer step on uint8 images (accumulate * N, 3, H, W) and returns the detached scalars.
+
+        The labels (accumulate * N,) are for the online linear probe alone.
+        """
+        config, amp, probe = self.config, AMP_DTYPES[self.config.amp], self.monitor.online_probe
         self.optimizer.zero_grad(set_to_none=True)
         reports = []
         parts = batch.chunk(config.accumulate)
@@ -240,7 +262,11 @@ class _Trainer:
                 with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
                     report = self.contrast(view1, view2, generator=generator)
                 self.scaler.scale(report["loss"] / len(parts)).backward()
-            reports.append({name: value.detach() for name, value in report.items()})
+            if probe is not None:
+                assert labels is not None
+                probe.step(report.pop("features"), labels.chunk(config.accumulate)[part], self.progress.step + 1)
+            # cloned: the next forward of a captured CUDA graph writes to the same place
+            reports.append({name: value.detach().clone() for name, value in report.items()})
         if isinstance(self.model, MomentumModel):
             self.model.hold_key_encoder = False
         if config.clip_grad is not None:
@@ -260,11 +286,11 @@ class _Trainer:
         last = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
 
         sums: dict[str, Tensor] = {}
-        for batch in self._batches(epoch, first, last):
+        for batch, labels in self._batches(epoch, first, last):
             self.interruption.check()
-            report = self.step(batch, seeded_generator(config.seed, "views", progress.step))
+            report = self.step(batch, seeded_generator(config.seed, "views", progress.step), labels)
             for name, value in report.items():
-                sums[name] = sums[name] + value if name in sums else value.clone()
+                sums[name] = sums[name] + value if name in sums else value
             bar.update()
             if progress.step % config.log_every == 0:
                 self._look(report, bar)
@@ -304,16 +330,18 @@ class _Trainer:
             dynamic_ncols=True,
         )
         row: dict[str, Any] = progress.rows[-1] if progress.rows else {}
+        board = TensorBoard(self.run, len(progress.rows), config.tensorboard and is_main())
         try:
-            with bar, self.interruption:
+            with bar, closing(board), self.interruption:
                 for epoch in range(progress.step // self.steps_per_epoch, self.epochs):
                     row = self.run_epoch(epoch, bar)
                     self._average_batch_norm()
                     final = progress.step == self.total_steps
                     if final or (config.knn_every and (epoch + 1) % config.knn_every == 0):
-                        row.update(self._knn())
-                    row.update(self._diagnose())
+                        row.update(self.monitor.accuracies(progress.step))
+                    row.update(self.monitor.diagnostics())
                     progress.rows.append(row)
+                    board.add(row)
                     self._write_log()
                     if row.get("knn_top1", -math.inf) > progress.best_knn:
                         progress.best_knn = row["knn_top1"]
@@ -326,7 +354,7 @@ class _Trainer:
             self._write_log()
             self._publish("last", {key: row[key] for key in ("loss",) if key in row})
             raise
-        metrics = {**row, **self._linear()}
+        metrics = {**row, **self.monitor.linear(progress.step)}
         self._publish("last", metrics)
         if not progress.best_knn > -math.inf:
             self._publish("best", metrics)
@@ -335,8 +363,12 @@ class _Trainer:
             "steps": progress.step,
             "start_step": self.start_step,
             "knn_top1": row.get("knn_top1"),
+            "best_knn_top1": self._best("knn_top1"),
             "linear_top1": metrics.get("linear_top1"),
+            "online_top1": row.get("online_top1"),
+            "best_online_top1": self._best("online_top1"),
             "images_per_second": row["images_per_second"],
+            "peak_memory_mb": peak_memory_mb(self.device),
             "seconds": round(progress.seconds, 1),
             "folder": str(self.run / "last"),
         }
@@ -345,6 +377,10 @@ class _Trainer:
         barrier()
         return self.run / "last"
 
+    def _best(self, column: str) -> float | None:
+        """Returns the highest value of a column of the log, None if it was not measured."""
+        return max((row[column] for row in self.progress.rows if column in row), default=None)
+
     def _average_batch_norm(self) -> None:
         """Makes the running statistics those of all processes' images."""
         if world_size() > 1:
@@ -352,8 +388,8 @@ class _Trainer:
 
     # Parts of a step and of an epoch
 
-    def _batches(self, epoch: int, first: int, last: int) -> Iterator[Tensor]:
-        """Yields this process's uint8 images of the epoch's steps first to last, on the device."""
+    def _batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yields this process's uint8 images of the epoch's steps first to last, on the device, and their labels."""
         config = self.config
         per_process = config.batch_size // world_size()
         if isinstance(self.images, StreamedImages):
@@ -361,18 +397,20 @@ class _Trainer:
             stream = self.images.epoch(epoch, per_process * config.accumulate, seed=config.seed, **share)
             # a stream has no places to jump to: what was seen before is read again and dropped
             for batch in itertools.islice(stream, first, last):
-                yield batch.to(self.device, non_blocking=True)
+                yield batch.to(self.device, non_blocking=True), None
             return
         order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
         shares = order[: last * config.accumulate * config.batch_size].view(last, -1, world_size(), per_process)
         index_batches = list(shares[first:, :, rank()].flatten(1))
+        labels = self.images.labels.to(self.device) if self.images.labels is not None else None
         if self.images.images is not None:  # what fits in memory is moved to the device once
             pool = self.images.images.to(self.device)
-            for indices in index_batches:
-                yield pool[indices.to(self.device)]
+            batches = (pool[indices.to(self.device)] for indices in index_batches)
         else:
-            for batch in self.images.batches(index_batches, num_workers=config.workers):
-                yield batch.to(self.device, non_blocking=True)
+            decoded = self.images.batches(index_batches, num_workers=config.workers)
+            batches = (batch.to(self.device, non_blocking=True) for batch in decoded)
+        for indices, batch in zip(index_batches, batches, strict=True):
+            yield batch, None if labels is None else labels[indices.to(self.device)]
 
     def _look(self, report: dict[str, Tensor], bar: tqdm) -> None:
         """Shows the step and stops the run if the loss is not finite."""
@@ -385,49 +423,12 @@ class _Trainer:
         knns = [row["knn_top1"] for row in self.progress.rows if "knn_top1" in row]
         bar.set_postfix({"loss": f"{loss:.3f}", "std": f"{std:.2f}", **({"kNN": f"{knns[-1]:.1f}"} if knns else {})})
 
-    def _features(self) -> tuple[Any, ...]:
-        return tuple(
-            extract_features(self.model, images, num_workers=self.config.workers, across_processes=True)
-            for images in (self.images, self.test_images)
-        )
-
-    def _measurable(self) -> bool:
-        test = self.test_images
-        return test is not None and self.images.labels is not None and test.labels is not None
-
-    def _knn(self) -> dict[str, float]:
-        """Measures the kNN accuracy on clean images, in percent; nothing without labels."""
-        if not self._measurable():
-            return {}
-        bank, test = self._features()
-        if not is_main():
-            return {}
-        k = min(self.config.knn_k, len(bank.labels))
-        result = knn(bank.features, bank.labels, test.features, test.labels, k=k)
-        return {"knn_top1": round(result["top1"], 3), "knn_top5": round(result["top5"], 3)}
-
-    def _diagnose(self) -> dict[str, float]:
-        """Measures alignment, uniformity, rank and the anchors' weights on as many images as a batch has."""
-        limit = max(2, min(self.config.batch_size, 512))
-        found = diagnose(self.model, self.images, views=self.config.views, limit=limit, seed=self.config.seed)
-        return {name: round(value, 4) for name, value in found.items()}
-
-    def _linear(self) -> dict[str, float]:
-        """Measures a linear probe on the final features, in percent; nothing without labels."""
-        if not (self.config.linear and self._measurable()):
-            return {}
-        bank, test = self._features()
-        if not is_main():
-            return {}
-        result = linear_probe(bank.features, bank.labels, test.features, test.labels)
-        return {"linear_top1": round(result["top1"], 3), "linear_top5": round(result["top5"], 3)}
-
     # Files
 
     def _publish(self, name: str, metrics: dict[str, Any]) -> None:
         if not is_main():
             return
-        kept = ("loss", "knn_top1", "knn_top5", "linear_top1", "linear_top5")
+        kept = ("loss", *(f"{how}_{top}" for how in ("knn", "linear", "online") for top in ("top1", "top5")))
         measured: dict[str, Any] = {key: metrics[key] for key in kept if key in metrics}
         if "knn_top1" in measured:
             measured["knn_k"] = min(self.config.knn_k, len(self.images))
@@ -470,6 +471,7 @@ class _Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "online_probe": self.monitor.online_probe.state_dict() if self.monitor.online_probe is not None else {},
             "rng": gather_objects(rng_state()),
             "settings": self._settings(),
             "step": progress.step,
@@ -500,15 +502,17 @@ class _Trainer:
         self.progress = Progress(state["step"], state["seconds"], state["best_knn"], state["rows"])
         self.start_step = state["step"]
         self.schedule.step_update(self.progress.step)
+        if self.monitor.online_probe is not None:
+            self.monitor.online_probe.load_state_dict(state["online_probe"], self.progress.step)
 
 
 class _Contrast(nn.Module):
     """The method's loss as a forward: DistributedDataParallel synchronizes gradients through no other."""
 
-    def __init__(self, model: ContrastiveModel, compile: bool) -> None:
+    def __init__(self, model: ContrastiveModel, config: TrainingConfig) -> None:
         super().__init__()
         self.model = model
-        self.loss = torch.compile(model.contrast) if compile else model.contrast
+        self.loss = torch.compile(model.contrast, mode=config.compile_mode) if config.compile else model.contrast
 
     def forward(self, view1: Tensor, view2: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return self.loss(view1, view2, generator=generator)

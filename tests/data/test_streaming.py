@@ -106,8 +106,8 @@ def test_a_resumed_run_reads_the_same_stream(shards, tmp_path):
     whole = run("whole")
     step = loop_module._Trainer.step
 
-    def interrupted(self, batch, generator):
-        report = step(self, batch, generator)
+    def interrupted(self, *inputs):
+        report = step(self, *inputs)
         self.interruption.received = 15 if self.progress.step == 8 else None
         return report
 

@@ -57,6 +57,10 @@ def test_two_processes_fine_tune_as_one(two, tmp_path):
     assert distance(two_processes.fine_tuned(tmp_path), two[0]["fine-tuned"]) < 1e-9
 
 
+def test_the_online_probe_learns_as_one(two, tmp_path):
+    assert distance(two_processes.probed(tmp_path), two[0]["probed"]) < 1e-6  # it computes in fp32
+
+
 def test_the_comparison_sees_a_difference(one, two):
     """Negatives of one's own process only are another loss, and after four steps other parameters."""
     assert distance(one["simco-local"], two[0]["simco-local"]) > 1e-3

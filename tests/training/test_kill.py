@@ -36,12 +36,12 @@ def train(folder: Path, kill_at: int | None = None, place: str = "") -> None:
     pixels = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     step, save = loop_module._Trainer.step, checkpoint.torch.save
 
-    def killed_step(self, batch, generator):
+    def killed_step(self, *inputs):
         if kill_at == self.progress.step + 1 and place != PLACES[2]:
             if place == PLACES[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.schedule.step_update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, batch, generator)
+        return step(self, *inputs)
 
     def killed_save(state, path):
         if kill_at is not None and state["step"] >= kill_at:

@@ -119,11 +119,11 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
 
     step = loop_module._Trainer.step
 
-    def interrupted(self, batch, generator):
+    def interrupted(self, *inputs):
         if self.progress.step == stop - 1:
             # it comes between the optimizer's step and the counter of steps
             monkeypatch.setattr(self.scaler, "update", lambda: signal.raise_signal(number))
-        return step(self, batch, generator)
+        return step(self, *inputs)
 
     monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]

@@ -21,6 +21,7 @@ from simco_zoo.distributed import any_process, gather_rows, join, rank, world_si
 from simco_zoo.evaluation import extract_features
 from simco_zoo.losses import dual_temperature
 from simco_zoo.training import Interrupted, finetune, pretrain
+from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 
 # name: model, backbone, its arguments, the method's arguments, settings of the run
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -117,9 +118,22 @@ def interrupted_then_resumed(folder: Path) -> Any:
     return resumed.state_dict(), whole.state_dict()
 
 
-def fine_tuned(folder: Path) -> Any:
+def labeled() -> Any:
     data = load_images(images())
-    data = type(data)(**{**vars(data), "labels": torch.arange(len(data)) % 3})
+    return type(data)(**{**vars(data), "labels": torch.arange(len(data)) % 3})
+
+
+def probed(folder: Path) -> Any:
+    """The weights of the online linear probe after a run."""
+    model, data = build("simco-one-sided-test_convnext"), labeled()
+    settings = {"epochs": 1, "batch_size": 16, "device": "cpu", "progress_bar": False, "linear": False, "knn_k": 5}
+    pretrain(model, data, test_images=data, output=folder / "probed", online_linear=True, **settings)
+    checkpoint = load_checkpoint(list_checkpoints(folder / "probed" / "checkpoints")[-1])
+    return checkpoint["online_probe"]["classifier"]
+
+
+def fine_tuned(folder: Path) -> Any:
+    data = labeled()
     model = build("simco-one-sided-test_convnext")
     settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress_bar": False, "opt": "momentum", "lr": 1.0}
     finetune(model, data, data, output=folder / "finetune", **settings)
@@ -145,6 +159,7 @@ def main(folder: Path) -> None:
         results[f"{case} same"] = same_everywhere(model.state_dict())
     features = extract_features(model, images(), batch_size=7, across_processes=True)
     results["fine-tuned"] = fine_tuned(folder)
+    results["probed"] = probed(folder)
     results["features"] = features.features
     results["plain features"] = extract_features(model, images(), batch_size=7).features
     results["interrupted"] = interrupted_then_resumed(folder)
