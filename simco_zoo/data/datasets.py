@@ -102,10 +102,12 @@ class _Decoded(Dataset):
 
 @dataclass
 class _Subset:
-    reader: Callable[[int], Tensor]
+    """Reads the i-th of some rows; a class, so that workers can have it."""
+
+    reader: Callable[[int], Any]
     rows: list[int]
 
-    def __call__(self, index: int) -> Tensor:
+    def __call__(self, index: int) -> Any:
         return self.reader(self.rows[index])
 
 
@@ -160,7 +162,7 @@ def load_images(
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         image_column: Name of the image column; None: the only one there is.
         label_column: Name of the label column; None: ``label``, else ``fine_label``, else the only one there is.
-        limit: Take only the first so many images.
+        limit: Take only so many images, evenly spaced, so that a source in the order of its classes keeps them all.
         in_memory: Decode everything at once; None: if it takes less than 2 GiB.
         name: Configuration of a Hub data set that has several.
 
@@ -186,15 +188,17 @@ def load_images(
     else:
         raise ValueError(f"images cannot be read from a {type(source).__name__}; pass a folder or a data set.")
 
-    count = len(rows.names) if limit is None else min(limit, len(rows.names))
+    if limit is not None:
+        rows = rows.spaced(limit)
+    count = len(rows.names)
     if count == 0:
         raise ValueError(f"{rows.source} has no images in its split {split!r}.")
     if rows.images is not None and image_size in (None, rows.images.shape[-1]):
         size = rows.images.shape[-1]
         return ImageData(
-            rows.images[:count],
-            None if rows.labels is None else torch.as_tensor(rows.labels[:count]),
-            rows.names[:count],
+            rows.images,
+            None if rows.labels is None else torch.as_tensor(rows.labels),
+            rows.names,
             rows.class_names,
             source=rows.source,
             split=split,
@@ -230,6 +234,21 @@ class _Rows:
     labels: Sequence[int] | Tensor | None = None
     class_names: list[str] | None = None
     images: Tensor | None = None
+
+    def spaced(self, limit: int) -> _Rows:
+        """Returns so many of the rows, evenly spaced; all if there are fewer."""
+        if limit < 1:
+            raise ValueError(f"limit is {limit}, but has to be at least 1 (or None for all images).")
+        if limit >= len(self.names):
+            return self
+        chosen = [i * len(self.names) // limit for i in range(limit)]
+        return replace(
+            self,
+            names=[self.names[i] for i in chosen],
+            open_image=_Subset(self.open_image, chosen),
+            labels=None if self.labels is None else [int(self.labels[i]) for i in chosen],
+            images=None if self.images is None else self.images[chosen],
+        )
 
 
 def _read_all(

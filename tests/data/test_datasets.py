@@ -202,11 +202,28 @@ def test_streamed_batches_equal_those_in_memory(class_folders, workers):
     assert pickle.loads(pickle.dumps(streamed)).names == kept.names
 
 
-def test_limit_and_subset(class_folders):
-    data = load_images(class_folders, limit=4)
-    assert len(data) == 4 and data.labels.tolist() == [0, 0, 0, 1]
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_limit_takes_evenly_spaced_images(class_folders, in_memory):
+    every, data = load_images(class_folders), load_images(class_folders, limit=4, in_memory=in_memory)
+    rows = [i * len(every) // 4 for i in range(4)]
+    assert data.names == [every.names[i] for i in rows] and data.labels.tolist() == every.labels[rows].tolist()
+    assert len(data.labels.unique()) > 1  # the folder is in the order of its classes
+    assert torch.equal(next(data.batches([torch.arange(4)])), every.images[rows])
+    assert len(load_images(class_folders, limit=10**6)) == len(every)
+    with pytest.raises(ValueError, match="limit is 0, but has to be at least 1"):
+        load_images(class_folders, limit=0)
+
+
+def test_limit_of_images_in_memory():
+    data = load_images("photos", limit=160)
+    assert torch.bincount(data.labels).tolist() == [10] * 16
+    assert torch.equal(data.images, load_images("photos").images[::25])
+
+
+def test_subset(class_folders):
+    data = load_images(class_folders)
     part = data.subset([3, 0])
-    assert isinstance(part, ImageData) and part.labels.tolist() == [1, 0]
+    assert isinstance(part, ImageData) and part.labels.tolist() == data.labels[[3, 0]].tolist()
     assert torch.equal(part.images, data.images[[3, 0]])
 
 
