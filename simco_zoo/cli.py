@@ -8,18 +8,15 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
 from timm.models import split_model_name_tag
 
 import simco_zoo
 from simco_zoo.files import replacing
 from simco_zoo.hub import WeightsError, published, resolve
-from simco_zoo.hub.card import METHOD_NAMES
 from simco_zoo.hub.folder import CONFIG_FILE
 from simco_zoo.hub.publish import CARD_FILE, CURVES_FILE, LOG_FILE, REMOTE_CODE
+from simco_zoo.hub.table import as_markdown, as_text, model_rows, write_into
 from simco_zoo.hub.verify import verify
 
 
@@ -44,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list the models, with what is known of their weights")
     listing.add_argument("pattern", nargs="?", default="", help="wildcard, e.g. 'simco*'")
     listing.add_argument("--pretrained", action="store_true", help="only what this installation can load")
+    listing.add_argument("--markdown", action="store_true", help="as a table of Markdown")
+    listing.add_argument("--into", type=Path, metavar="FILE", help="put that table between its marks in FILE")
     listing.set_defaults(run=_list)
 
     info = commands.add_parser("info", help="show the model card of published weights, or describe a name")
@@ -73,45 +72,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> int:
-    known = published()
     loadable = simco_zoo.list_models(args.pattern, pretrained=True, include_tags=True)
     names = loadable if args.pretrained else simco_zoo.list_models(args.pattern)
     if not names and not loadable:
         print(f"simco-zoo: no model matches {args.pattern!r}", file=sys.stderr)
         return 1
-    rows = []
-    for name in names:
-        architecture = split_model_name_tag(name)[0]
-        tagged = [name] if args.pretrained else [n for n in loadable if split_model_name_tag(n)[0] == architecture]
-        rows += [_row(n, known[n].config, "ships" if known[n].folder else known[n].repo_id or "") for n in tagged]
-        if not tagged:
-            rows.append(_row(name, None, "not published"))
-    header = ("name", "tag", "method", "data", "params", "kNN", "linear", "size", "where")
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    rows = model_rows(names)
+    if args.into is not None:
+        changed = write_into(args.into, as_markdown(rows))
+        print(f"the table in {args.into} {'is new' if changed else 'was up to date'}")
+        return 0
+    print(as_markdown(rows) if args.markdown else as_text(rows))
     return 0
-
-
-def _row(name: str, config: dict[str, Any] | None, where: str) -> tuple[str, ...]:
-    architecture, tag = split_model_name_tag(name)
-    with torch.device("meta"):  # counted, not filled
-        backbone: torch.nn.Module = timm.create_model(architecture)
-    parameters = sum(p.numel() for p in backbone.parameters())
-    section = (config or {}).get("simco_zoo", {})
-    metrics = section.get("metrics", {})
-    size = sum(file["size"] for file in section.get("files", {}).values())
-    return (
-        architecture,
-        tag or "-",
-        METHOD_NAMES[architecture.split("_")[0]],
-        section.get("data", {}).get("name") or "-",
-        f"{parameters / 1e6:.2f} M",
-        f"{metrics['knn_top1']:.2f}" if "knn_top1" in metrics else "-",
-        f"{metrics['linear_top1']:.2f}" if "linear_top1" in metrics else "-",
-        f"{size / 1e6:.1f} MB" if size else "-",
-        where,
-    )
 
 
 def _info(args: argparse.Namespace) -> int:

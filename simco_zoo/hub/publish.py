@@ -60,6 +60,7 @@ def save_pretrained(
     log: str | Path | None = None,
     curves: str | Path | None = None,
     hardware: str | None = None,
+    versions: dict[str, str] | None = None,
     tag: str | None = None,
     half: bool = False,
     projector: bool = True,
@@ -80,6 +81,7 @@ def save_pretrained(
         log: ``log.csv`` of the run.
         curves: ``curves.png`` of the run, which the card then shows.
         hardware: What it was trained on.
+        versions: Of the libraries that it was trained with; None: the present ones.
         tag: Tag of the weights, e.g. the data set.
         half: Store weights in half precision; batch norm's statistics stay in fp32.
         projector: Write the projector, too; without it the folder gives features, but no projections.
@@ -90,8 +92,8 @@ def save_pretrained(
         The folder's absolute path.
 
     Raises:
-        ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``, or
-            there is no remote code for its architecture.
+        ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``,
+            there is no remote code for its architecture, or a weight is beyond the range of half precision.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -114,7 +116,7 @@ def save_pretrained(
         "metrics": metrics or {},
         "hardware": hardware,
         "curves": curves is not None,
-        "versions": _versions(),
+        "versions": versions or _versions(),
         "files": {n: {"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)} for n, b in files.items()},
         "fingerprint": fingerprint(_as_saved(model.backbone, tensors[MODEL_FILE])),
     }
@@ -282,7 +284,10 @@ def _tensors(module: nn.Module, half: bool) -> dict[str, Tensor]:
     for name, tensor in module.state_dict().items():
         tensor = tensor.detach().cpu().contiguous().clone()
         if tensor.is_floating_point():
+            exact = tensor
             tensor = tensor.to(torch.float16 if half and name not in statistics else torch.float32)
+            if tensor.isinf().any() and not exact.isinf().any():
+                raise ValueError(f"{name} has values beyond half precision's range; leave half out.")
         tensors[name] = tensor
     return tensors
 

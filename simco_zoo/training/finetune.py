@@ -31,12 +31,13 @@ from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state
 from simco_zoo.training.config import AMP_DTYPES, pick_device
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.interruption import Interruption
-from simco_zoo.training.log import draw_curves, hardware, write_log, write_summary
+from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, write_log, write_summary
 from simco_zoo.training.loop import TrainingError, seeded_generator
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.tensorboard import TensorBoard
 
 _COLUMNS = ("epoch", "step", "loss", "top1", "top5", "lr", "images_per_second", "seconds")
-_FREE_ON_RESUME = {"device", "workers", "keep_checkpoints"}
+_FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "tensorboard"}
 
 
 def finetune(
@@ -169,6 +170,7 @@ class _Finetuning:
             )
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"top1": -math.inf}
+        self.drawn = -math.inf  # when the curves were drawn last
         self.interruption = Interruption()
 
     def _describe_input(self) -> None:
@@ -191,11 +193,13 @@ class _Finetuning:
             disable=True if not is_main() else None if self.progress_bar is None else not self.progress_bar,
             dynamic_ncols=True,
         )
-        with bar, self.interruption:
+        board = TensorBoard(self.run, len(self.rows), self.config.tensorboard and is_main() and len(self.rows) < epochs)
+        with bar, contextlib.closing(board), self.interruption:
             for epoch in range(len(self.rows), epochs):
                 row = self._run_epoch(epoch, bar)
                 row["seconds"] = round(time.perf_counter() - began, 1)
                 self._finish_epoch(row)
+                board.add(row)
         result = {**self.best, "folder": str(self.run / "best")}
         if is_main():
             write_summary(self.run / "summary.json", result)
@@ -280,7 +284,9 @@ class _Finetuning:
         self.rows.append({key: row[key] for key in _COLUMNS})
         if is_main():
             write_log(self.run / "log.csv", self.rows, _COLUMNS)
-            draw_curves(self.run / "curves.png", self.rows, self.run.name)
+            if len(self.rows) == self.config.epochs or time.monotonic() - self.drawn > DRAW_EVERY:
+                draw_curves(self.run / "curves.png", self.rows, self.run.name)
+                self.drawn = time.monotonic()
             if better:
                 self._publish()
         state = {

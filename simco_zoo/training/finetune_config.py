@@ -37,6 +37,7 @@ class FinetuneConfig:
         workers: Processes that decode images which do not fit in memory.
         seed: Seed of subset, order, crops, mixup and the classifier's initial weights.
         keep_checkpoints: Number of checkpoints to keep.
+        tensorboard: Write the log for TensorBoard, too, if that is installed.
     """
 
     epochs: int = 30
@@ -62,6 +63,7 @@ class FinetuneConfig:
     workers: int = 0
     seed: int = 0
     keep_checkpoints: int = 1
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         ranges = {

@@ -62,6 +62,9 @@ _PANELS = [
 ]
 
 
+DRAW_EVERY = 30.0  # seconds between two pictures of a run; the last one is always drawn
+
+
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes what a finished run ends with, as JSON."""
     write_text(path, json.dumps(summary, indent=2) + "\n")

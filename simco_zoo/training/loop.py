@@ -34,7 +34,7 @@ from simco_zoo.models.moco import MoCo
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
 from simco_zoo.training.interruption import Interrupted, Interruption
-from simco_zoo.training.log import draw_curves, hardware, peak_memory_mb, write_log, write_summary
+from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, peak_memory_mb, write_log, write_summary
 from simco_zoo.training.monitor import Monitor
 from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
@@ -163,6 +163,7 @@ class _Trainer:
         self.monitor = Monitor(model, images, test_images, config)
         self.progress = Progress()
         self.start_step = 0
+        self.drawn = -math.inf  # when the curves were drawn last
         self.interruption = Interruption()
 
     def prepare(self, resume: str) -> None:
@@ -342,7 +343,7 @@ class _Trainer:
                     row.update(self.monitor.diagnostics())
                     progress.rows.append(row)
                     board.add(row)
-                    self._write_log()
+                    self._write_log(final)
                     if row.get("knn_top1", -math.inf) > progress.best_knn:
                         progress.best_knn = row["knn_top1"]
                         self._publish("best", row)
@@ -351,7 +352,7 @@ class _Trainer:
         except Interrupted:
             self._average_batch_norm()
             self._save()
-            self._write_log()
+            self._write_log(True)
             self._publish("last", {key: row[key] for key in ("loss",) if key in row})
             raise
         metrics = {**row, **self.monitor.linear(progress.step)}
@@ -459,11 +460,13 @@ class _Trainer:
             tag=self.tag,
         )
 
-    def _write_log(self) -> None:
+    def _write_log(self, final: bool) -> None:
         if not is_main():
             return
         write_log(self.run / "log.csv", self.progress.rows)
-        draw_curves(self.run / "curves.png", self.progress.rows, self.run.name)
+        if final or time.monotonic() - self.drawn > DRAW_EVERY:  # a picture takes longer than a fast epoch
+            draw_curves(self.run / "curves.png", self.progress.rows, self.run.name)
+            self.drawn = time.monotonic()
 
     def _save(self) -> None:
         progress = self.progress

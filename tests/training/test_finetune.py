@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import sys
@@ -144,3 +145,13 @@ def test_labels_that_do_not_fit(tmp_path):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         FinetuneConfig(**settings)
+
+
+def test_tensorboard_shows_the_log(done):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = accumulator.EventAccumulator(str(done[1] / "tensorboard"))
+    shown.Reload()
+    rows = list(csv.DictReader((done[1] / "log.csv").open()))
+    for name in ("loss", "top1", "top5", "lr"):
+        found = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert found == [(int(row["epoch"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows], name

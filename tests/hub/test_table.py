@@ -1,0 +1,67 @@
+"""The table of models: what the cards say, and what stands in the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import simco_zoo
+from simco_zoo.cli import main
+from simco_zoo.hub import published
+from simco_zoo.hub.table import BEGIN, END, HEADER, as_markdown, model_rows, write_into
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_rows_are_those_of_the_cards():
+    rows = {row[0]: dict(zip(HEADER, row, strict=True)) for row in model_rows(simco_zoo.list_models())}
+    assert set(rows) == set(simco_zoo.list_models())
+    assert rows["simmoco_r50"] | {"params": ""} == dict.fromkeys(HEADER, "-") | {
+        "name": "simmoco_r50", "method": "SimMoCo", "params": "", "where": "not published",
+    }  # fmt: skip
+    for name, entry in published().items():
+        row = dict(zip(HEADER, model_rows([name])[0], strict=True))
+        config = json.loads((entry.folder / "config.json").read_text())["simco_zoo"]
+        size = sum((entry.folder / file).stat().st_size for file in config["files"])
+        parameters = sum(p.numel() for p in simco_zoo.create_model(name).backbone.parameters())
+        assert row["params"] == f"{parameters / 1e6:.2f} M" and row["size"] == f"{size / 1e6:.1f} MB"
+        assert float(row["kNN"]) == pytest.approx(config["metrics"]["knn_top1"], abs=0.005)
+        assert f"| {row['kNN']} |" in (entry.folder / "README.md").read_text()
+
+
+def test_the_readme_is_up_to_date(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    stale = write_into(copy, as_markdown(model_rows(simco_zoo.list_models())))
+    assert not stale, "the README's table of models is stale; run: simco-zoo list --into README.md"
+
+
+def test_a_stale_table_is_replaced_and_the_rest_stays(tmp_path, capsys):
+    file = tmp_path / "x.md"
+    file.write_text(f"before\n{BEGIN}\n| old |\n{END}\nafter\n")
+    assert main(["list", "simco_r5*", "--into", str(file)]) == 0 and "is new" in capsys.readouterr().out
+    lines = file.read_text().splitlines()
+    assert lines[:2] == ["before", BEGIN] and lines[-2:] == [END, "after"] and "| old |" not in lines
+    assert lines[4].startswith("| `simco_r50` | - | SimCo |")
+    assert main(["list", "simco_r5*", "--into", str(file)]) == 0 and "up to date" in capsys.readouterr().out
+    file.write_text("no marks")
+    assert main(["list", "--into", str(file)]) == 2 and "needs one line" in capsys.readouterr().err
+    assert file.read_text() == "no marks"
+
+
+def test_the_shipped_models_are_as_accurate_as_their_cards_say(cifar100):
+    """kNN to 0.2 points, where the data are; of the compact models, for a CPU's sake."""
+    small = [name for name, entry in published().items() if entry.config["num_features"] <= 128]
+    assert small
+    for name in small:
+        section = published()[name].config["simco_zoo"]
+        if section["data"]["name"] != "cifar100":
+            continue
+        model = simco_zoo.create_model(name, pretrained=True)
+        bank, test = (simco_zoo.extract_features(model, cifar100, split=split) for split in ("train", "test"))
+        found = simco_zoo.evaluation.knn(bank.features, bank.labels, test.features, test.labels)
+        assert found["top1"] == pytest.approx(section["metrics"]["knn_top1"], abs=0.2), name
+        assert torch.isfinite(bank.features).all()
