@@ -21,7 +21,6 @@ from pathlib import Path
 from _evaluate import add_source, load_labeled
 from _run import run
 
-from simco_zoo.distributed import is_main
 from simco_zoo.training import FinetuneConfig, Interrupted, finetune
 from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
@@ -44,8 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{len(images)} labeled images of {images.image_size} px, {images.skipped or 'none'} skipped; output: {output}"
     )
-    if is_main():
-        write_settings(output / "config.yaml", args)
     try:
         result = finetune(
             model,
@@ -56,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             resume=args.resume,
             name=None if args.model.startswith("local-dir:") else args.model.removeprefix("hf-hub:"),
             tag=args.tag or dataset,
+            on_start=lambda: write_settings(output / "config.yaml", args),
         )
     except Interrupted as error:
         print("interrupted; the same command goes on from the last whole epoch", file=sys.stderr)

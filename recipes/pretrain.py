@@ -25,7 +25,7 @@ from timm.utils import ParseKwargs
 
 import simco_zoo
 from simco_zoo.data import load_images, stream_images
-from simco_zoo.distributed import is_main, join, world_size
+from simco_zoo.distributed import join, world_size
 from simco_zoo.models.factory import METHODS
 from simco_zoo.training import Interrupted, TrainingConfig, pretrain
 from simco_zoo.training.config import pick_device
@@ -133,8 +133,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"output: {output}", flush=True)
 
     finished_before = args.resume == "auto" and (output / "summary.json").is_file()
-    if is_main():
-        write_settings(output / "config.yaml", args)
     try:
         folder = pretrain(
             model,
@@ -144,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
             config=config,
             resume=args.resume,
             tag=args.tag or dataset,
+            on_start=lambda: write_settings(output / "config.yaml", args),
         )
     except Interrupted as error:
         print(

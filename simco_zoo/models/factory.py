@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,10 @@ def _create_free(
     kwargs: dict[str, Any],
 ) -> ContrastiveModel:
     """Puts a method around any timm backbone."""
+    if not timm.is_model(backbone):
+        near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names those there are."
+        raise ValueError(f"timm has no backbone {backbone!r}; {hint}")
     found = resolve("small_stem" if small_stem else backbone, weights=weights) if weights is not None else None
     model_args = dict(backbone_kwargs or {})
     if "num_classes" in model_args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from simco_zoo.training.config import AMP_DTYPES, pick_device
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, write_log, write_summary
-from simco_zoo.training.loop import TrainingError, seeded_generator
+from simco_zoo.training.loop import TrainingError, check_image_size, seeded_generator
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
 from simco_zoo.training.tensorboard import TensorBoard
 
@@ -51,6 +52,7 @@ def finetune(
     name: str | None = None,
     tag: str | None = None,
     progress_bar: bool | None = None,
+    on_start: Callable[[], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Trains a classifier on a pretrained backbone, and the backbone with it unless ``freeze``.
@@ -69,6 +71,7 @@ def finetune(
         name: What the model is called in the card; default its architecture and tag.
         tag: Tag of the published folder.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
+        on_start: Called when everything was checked, before the first step, on the process that writes the files.
         **settings: Settings by name; they go before those in ``config``.
 
     Returns:
@@ -94,9 +97,14 @@ def finetune(
     if fitting < 1:
         raise ValueError(f"{len(images)} labeled images do not fill a batch of {multiple}; use a larger share.")
     config = replace(config, batch_size=fitting)
+    check_image_size(model, images.image_size)
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
     run = Path(output or Path("runs") / f"finetune-{name}").absolute()
-    return _Finetuning(model, images, test_images, class_names, run, config, name, tag, progress_bar).run_all(resume)
+    finetuning = _Finetuning(model, images, test_images, class_names, run, config, name, tag, progress_bar)
+    finetuning.restore(resume)
+    if on_start is not None and is_main():
+        on_start()
+    return finetuning.run_all()
 
 
 def _check_labels(images: ImageData, test_images: ImageData) -> list[str]:
@@ -179,12 +187,16 @@ class _Finetuning:
         cfg.update(num_classes=len(self.class_names), crop_pct=1.0, **({"tag": self.tag} if self.tag else {}))
         self.model.backbone.pretrained_cfg = self.model.backbone.default_cfg = cfg
 
-    def run_all(self, resume: str) -> dict[str, Any]:
-        began, epochs = time.perf_counter(), self.config.epochs
+    def restore(self, resume: str) -> None:
+        """Goes on from the checkpoint that ``resume`` asks for, if there is one."""
         state = find_resume(resume, self.run / "checkpoints")
         if state is not None:
             self._restore(state)
-            began -= self.rows[-1]["seconds"]
+
+    def run_all(self) -> dict[str, Any]:
+        """Runs every epoch that is left and returns the best one's figures."""
+        epochs = self.config.epochs
+        began = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0)
         bar = tqdm(
             total=self.total_steps,
             initial=len(self.rows) * self.steps_per_epoch,

@@ -8,7 +8,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
+from simco_zoo.evaluation.features import evaluating
 from simco_zoo.files import check_room
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
@@ -67,6 +68,7 @@ def pretrain(
     resume: str = "auto",
     tag: str | None = None,
     progress_bar: bool | None = None,
+    on_start: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Path:
     """Pretrains a model on images, without their labels.
@@ -90,6 +92,7 @@ def pretrain(
             from that checkpoint.
         tag: Tag under which the weights are to be published, e.g. the data set.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
+        on_start: Called when everything was checked, before the first step, on the process that writes the files.
         **settings: Settings by name, e.g. ``epochs=10``; they go before those in ``config``.
 
     Returns:
@@ -108,7 +111,24 @@ def pretrain(
     run = Path(output or Path("runs") / (model.architecture or model.method)).absolute()
     trainer = _Trainer(model, images, test_images, run, config, tag, progress_bar)
     trainer.prepare(resume)
+    if on_start is not None and is_main():
+        on_start()
     return trainer.run_all()
+
+
+def check_image_size(model: ContrastiveModel, size: int) -> None:
+    """Raises ValueError unless the backbone takes images of that side; one forward of two tells."""
+    parameter = next(model.parameters())
+    images = torch.zeros(2, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"the backbone {model.architecture or type(model.backbone).__name__} cannot take images of {size} px "
+            f"({reason}); use another image_size, or small_stem=True for small images."
+        ) from error
 
 
 class _Trainer:
@@ -160,6 +180,7 @@ class _Trainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
             raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
+        check_image_size(model, images.image_size)
         self.monitor = Monitor(model, images, test_images, config)
         self.progress = Progress()
         self.start_step = 0

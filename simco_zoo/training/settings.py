@@ -69,7 +69,12 @@ def write_settings(path: Path, args: argparse.Namespace) -> None:
 
 
 def _read_yaml(path: Path, actions: dict[str, argparse.Action]) -> dict[str, Any]:
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" in line {place.line + 1}" if place is not None else ""
+        raise ValueError(f"{path} is no YAML{where}; write lines like 'epochs: 200'.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is no mapping of settings; write lines like 'epochs: 200'.")
     for key, value in settings.items():
@@ -80,7 +85,10 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action]) -> dict[str, Any
         # YAML reads 5e-4 as text; the flag's own type makes it a number
         kind = actions[key].type
         if kind is not None and value is not None and callable(kind):
-            settings[key] = kind(value)
+            try:
+                settings[key] = kind(value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} has {key}: {value!r}, but {key} is of type {kind.__name__}.") from error
     return settings
 
 

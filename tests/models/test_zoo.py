@@ -177,6 +177,7 @@ def test_free_backbone_is_built_as_timm_does():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: simco_zoo.create_model("simco"), "needs a backbone"),
+    (lambda: simco_zoo.create_model("simco", backbone="resnet_18"), "timm has no backbone 'resnet_18'; did you mean"),
     (lambda: simco_zoo.create_model("simco_r19"), "no model 'simco_r19'"),
     (lambda: simco_zoo.create_model("simco_r18", backbone="resnet18"), "has its backbone already"),
     (lambda: simco_zoo.create_model("simco", backbone="efficientnet_b0", small_stem=True), "no small-image stem"),

@@ -215,6 +215,30 @@ def test_resuming_with_other_settings_lists_the_differences(tmp_path):
         pretrain(model(), images(), output=tmp_path, resume="nowhere.pt", **SETTINGS)
 
 
+def test_an_image_size_that_the_backbone_cannot_take(tmp_path):
+    convnext = simco_zoo.create_model("simco", backbone="test_convnext", backbone_kwargs={"patch_size": 16})
+    modes = [module.training for module in convnext.modules()]
+    with pytest.raises(ValueError, match="the backbone test_convnext cannot take images of 16 px"):
+        pretrain(convnext, images(), output=tmp_path / "a", **SETTINGS)
+    assert not (tmp_path / "a").exists() and [module.training for module in convnext.modules()] == modes
+
+
+def test_on_start_comes_after_the_checks_and_before_the_first_step(tmp_path, monkeypatch):
+    calls: list[str] = []
+    with pytest.raises(ValueError, match="batch_size"):
+        pretrain(model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), batch_size=99)
+    assert calls == []
+    step = loop_module._Trainer.step
+    monkeypatch.setattr(loop_module._Trainer, "step", lambda *inputs: (calls.append("step"), step(*inputs))[1])
+    pretrain(
+        model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), **{**SETTINGS, "max_steps": 2}
+    )
+    assert calls == ["start", "step", "step"]
+    with pytest.raises(ValueError, match="was started with other settings"):  # and then nothing is written
+        pretrain(model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), **SETTINGS)
+    assert calls.count("start") == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     broken = model()
     with torch.no_grad():

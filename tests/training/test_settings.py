@@ -50,3 +50,14 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     file.write_text("- 7\n")
     with pytest.raises(ValueError, match="no mapping of settings"):
         read_settings(parser(), TrainingConfig, ["--config", str(file)])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("epochs: [1", r"is no YAML in line \d; write lines like"),
+    ("epochs: many", "has epochs: 'many', but epochs is of type int"),
+])  # fmt: skip
+def test_what_is_no_setting_is_named(text, message, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_settings(parser(), TrainingConfig, ["--config", str(file)])
