@@ -12,38 +12,15 @@ import json
 
 from _run import run
 
-from simco_zoo.evaluation.export import extract_to_file
+from simco_zoo.evaluation.export import add_arguments, extract_by_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="simco_r18_025", help="name, local-dir:PATH or hf-hub:org/name")
-    parser.add_argument("--weights", help="file or folder of weights; none for an untrained network")
-    parser.add_argument("--images", required=True, help="folder, data set of the Hub, or photos")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--image-column")
-    parser.add_argument("--label-column")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--output", required=True, help="file: .safetensors, .npz or .parquet")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     print(f"features of {args.images} ({args.split}) by {args.model} -> {args.output}", flush=True)
-    result = extract_to_file(
-        args.model,
-        args.images,
-        args.output,
-        weights=args.weights,
-        split=args.split,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=args.device,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        limit=args.limit,
-    )
-    print(json.dumps(result))
+    print(json.dumps(extract_by_arguments(args)))
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from timm.models import split_model_name_tag
 
 import simco_zoo
+from simco_zoo.evaluation.export import add_arguments, extract_by_arguments
 from simco_zoo.files import replacing
 from simco_zoo.hub import WeightsError, published, resolve
 from simco_zoo.hub.folder import CONFIG_FILE
@@ -55,13 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_verify)
 
     extract = commands.add_parser("extract", help="write the features of images to a file")
-    extract.add_argument("--model", required=True, help="name, local-dir:PATH or hf-hub:org/name")
-    extract.add_argument("--images", required=True, help="folder, data set of the Hub, or photos")
-    extract.add_argument("--output", required=True, type=Path, help="file: .safetensors, .npz or .parquet")
-    extract.add_argument("--split", default="train")
-    extract.add_argument("--batch-size", type=int, default=256)
-    extract.add_argument("--workers", type=int, default=0)
-    extract.add_argument("--device", default="auto")
+    add_arguments(extract)
     extract.set_defaults(run=_extract)
 
     download = commands.add_parser("download", help="copy published weights into a folder")
@@ -126,18 +121,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from simco_zoo.evaluation.export import extract_to_file
-
-    result = extract_to_file(
-        args.model,
-        args.images,
-        args.output,
-        split=args.split,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=args.device,
-    )
-    print(json.dumps(result))
+    print(json.dumps(extract_by_arguments(args)))
     return 0
 
 

@@ -88,7 +88,8 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action]) -> dict[str, Any
             try:
                 settings[key] = kind(value)
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path} has {key}: {value!r}, but {key} is of type {kind.__name__}.") from error
+                wanted = getattr(kind, "__name__", str(kind))
+                raise ValueError(f"{path} has {key}: {value!r}, but {key} is of type {wanted}.") from error
     return settings
 
 
