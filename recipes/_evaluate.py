@@ -8,10 +8,9 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import ImageData, load_images
-from simco_zoo.distributed import join
+from simco_zoo.distributed import join, pick_device
 from simco_zoo.evaluation import Features, extract_features
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.training.config import pick_device
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:

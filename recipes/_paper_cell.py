@@ -14,10 +14,10 @@ from _run import run
 
 import simco_zoo
 from simco_zoo.data import load_images
+from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, linear_probe
 from simco_zoo.files import write_text
 from simco_zoo.training import TrainingConfig
-from simco_zoo.training.config import pick_device
 from simco_zoo.training.settings import read_settings
 
 

@@ -25,10 +25,9 @@ from timm.utils import ParseKwargs
 
 import simco_zoo
 from simco_zoo.data import load_images, stream_images
-from simco_zoo.distributed import join, world_size
+from simco_zoo.distributed import join, pick_device, world_size
 from simco_zoo.models.factory import METHODS
 from simco_zoo.training import Interrupted, TrainingConfig, pretrain
-from simco_zoo.training.config import pick_device
 from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 METHOD_SETTINGS = ("temperature", "dt_m", "momentum", "queue_size", "symmetric", "joint_bn", "bn_splits")

@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="a published folder, e.g. runs/NAME/best")
     parser.add_argument("--repo", help="ORG/NAME; made if it does not exist")
-    parser.add_argument(
-        "--all", metavar="ORG", help="publish what ships with this checkout, each as ORG/NAME.TAG"
-    )
+    parser.add_argument("--all", metavar="ORG", help="publish what ships with this checkout, each as ORG/NAME.TAG")
     parser.add_argument("--revision", help="branch to commit to; default the main one")
     parser.add_argument("--tag", help="git tag to put on the commit, e.g. v1.0: hf-hub:ORG/NAME@v1.0 loads it")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

@@ -1,6 +1,7 @@
-"""Several processes under torchrun: joining them, gathering rows with the right gradient, agreeing on a signal.
+"""Where to compute: the device, and several processes under torchrun.
 
-With one process every function is the identity, so that callers need not ask.
+Joining them, gathering rows with the right gradient, agreeing on a signal; with one process each of these is the
+identity, so that callers need not ask.
 """
 
 from __future__ import annotations
@@ -15,6 +16,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 _TIMEOUT = timedelta(hours=1)  # the others wait that long while the first fits a probe or writes files
+
+
+def pick_device(name: str) -> torch.device:
+    """Turns the ``device`` setting into a device.
+
+    Raises:
+        ValueError: If the device is unknown or not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); pass --device cpu or auto.") from error
+    return device
 
 
 def join(device: torch.device) -> torch.device:

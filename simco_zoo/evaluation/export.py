@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simco_zoo.distributed import is_main, join
+from simco_zoo.distributed import is_main, join, pick_device
 from simco_zoo.evaluation.features import Features, extract_features
 from simco_zoo.files import replacing
 
@@ -117,7 +117,6 @@ def extract_to_file(
         ValueError: If the output's suffix is unknown or no image can be read.
     """
     from simco_zoo.models import create_model
-    from simco_zoo.training.config import pick_device
 
     writer_for(Path(output))
     target = join(pick_device(device))

@@ -127,21 +127,3 @@ AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat1
 # settings that may differ between a run and its continuation without changing what it computes
 FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile", "compile_mode"}
 FREE_ON_RESUME |= {"tensorboard"}
-
-
-def pick_device(name: str) -> torch.device:
-    """Turns the ``device`` setting into a device.
-
-    Raises:
-        ValueError: If the device is unknown or not there.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); pass --device cpu or auto.") from error
-    return device

@@ -22,14 +22,23 @@ from tqdm import tqdm
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import ViewPreset
 from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
-from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
+from simco_zoo.distributed import (
+    barrier,
+    gather_objects,
+    is_main,
+    join,
+    mean_over_processes,
+    pick_device,
+    rank,
+    world_size,
+)
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.knn import count_hits, percent
 from simco_zoo.files import check_room
 from simco_zoo.hub import save_pretrained
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
-from simco_zoo.training.config import AMP_DTYPES, pick_device
+from simco_zoo.training.config import AMP_DTYPES
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, write_log, write_summary

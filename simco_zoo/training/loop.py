@@ -25,7 +25,16 @@ from tqdm import tqdm
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
-from simco_zoo.distributed import barrier, gather_objects, is_main, join, mean_over_processes, rank, world_size
+from simco_zoo.distributed import (
+    barrier,
+    gather_objects,
+    is_main,
+    join,
+    mean_over_processes,
+    pick_device,
+    rank,
+    world_size,
+)
 from simco_zoo.evaluation.features import evaluating
 from simco_zoo.files import check_room
 from simco_zoo.hub import save_pretrained
@@ -33,7 +42,7 @@ from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.key_encoder import MomentumModel
 from simco_zoo.models.moco import MoCo
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
-from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, pick_device
+from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig
 from simco_zoo.training.interruption import Interrupted, Interruption
 from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, peak_memory_mb, write_log, write_summary
 from simco_zoo.training.monitor import Monitor
@@ -423,16 +432,18 @@ class _Trainer:
             return
         order = torch.randperm(len(self.images), generator=seeded_generator(config.seed, "order", epoch))
         shares = order[: last * config.accumulate * config.batch_size].view(last, -1, world_size(), per_process)
-        index_batches = list(shares[first:, :, rank()].flatten(1))
+        index_batches = shares[first:, :, rank()].flatten(1)
+        # images in memory, labels and the epoch's order are moved to the device at once: no step waits for a copy
+        on_device = index_batches.to(self.device)
         labels = self.images.labels.to(self.device) if self.images.labels is not None else None
-        if self.images.images is not None:  # what fits in memory is moved to the device once
+        if self.images.images is not None:
             pool = self.images.images.to(self.device)
-            batches = (pool[indices.to(self.device)] for indices in index_batches)
+            batches = (pool[indices] for indices in on_device)
         else:
-            decoded = self.images.batches(index_batches, num_workers=config.workers)
+            decoded = self.images.batches(index_batches.unbind(), num_workers=config.workers)
             batches = (batch.to(self.device, non_blocking=True) for batch in decoded)
-        for indices, batch in zip(index_batches, batches, strict=True):
-            yield batch, None if labels is None else labels[indices.to(self.device)]
+        for indices, batch in zip(on_device, batches, strict=True):
+            yield batch, None if labels is None else labels[indices]
 
     def _look(self, report: dict[str, Tensor], bar: tqdm) -> None:
         """Shows the step and stops the run if the loss is not finite."""
