@@ -260,7 +260,7 @@ def _read_all(
         try:
             if keep:
                 return reader(index)
-            rows.open_image(index).close()
+            rows.open_image(index)
             return ""
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{type(error).__name__}: {error}"

@@ -49,7 +49,7 @@ def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = C
     write_text(path, text.getvalue())
 
 
-_PANELS = [
+PANELS = [
     ("loss", "loss"),
     ("knn_top1", "kNN top-1 (%)"),
     ("online_top1", "online linear probe top-1 (%)"),
@@ -77,7 +77,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     # the figure classes, not pyplot: no global state and no display
     from matplotlib.figure import Figure
 
-    panels = [(column, label) for column, label in _PANELS if any(column in row for row in rows)] or _PANELS[:3]
+    panels = [(column, label) for column, label in PANELS if any(column in row for row in rows)] or PANELS[:3]
     height = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 3.4 * height + 0.2), layout="constrained")
     figure.suptitle(title)

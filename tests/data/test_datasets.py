@@ -202,6 +202,14 @@ def test_streamed_batches_equal_those_in_memory(class_folders, workers):
     assert pickle.loads(pickle.dumps(streamed)).names == kept.names
 
 
+def test_a_torch_data_set_that_keeps_its_images():
+    kept = [(Image.new("RGB", (8, 8), (10 * i, 0, 0)), i % 2) for i in range(4)]
+    for in_memory in (False, True):
+        data = load_images(kept, in_memory=in_memory)
+        for _ in range(2):
+            assert next(data.batches([torch.arange(4)]))[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_limit_takes_evenly_spaced_images(class_folders, in_memory):
     every, data = load_images(class_folders), load_images(class_folders, limit=4, in_memory=in_memory)

@@ -1,0 +1,359 @@
+"""Pictures, written as PNG: nearest neighbors, a map of features, random views, and curves of several runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simco_zoo.data import ImageData, TwoViews
+from simco_zoo.files import replacing
+
+# told apart with any color vision (after Okabe & Ito 2008); after ten runs they start again with another line style
+RUN_COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#6a3d9a",
+    "#7f7f7f",
+    "#8c564b",
+    "#111111",
+)
+LEGEND_CLASSES = 20  # with more, nobody finds a color again
+FEWEST_ON_A_MAP = 5
+_RIGHT, _WRONG, _PLAIN = "#2a9d4a", "#d1242f", "#8a8a8a"
+_CELL = 112  # pixels of an image in a grid, at most
+_LOG_W_BANDS = (("log_w_q05", "log_w_q95"), ("log_w_q25", "log_w_q75"))
+
+
+def pick_images(images: ImageData, count: int, seed: int = 0) -> list[int]:
+    """Picks images to look at, of as many classes as possible.
+
+    Args:
+        images: With labels or without.
+        count: How many, at most as many as there are.
+        seed: Of the choice.
+
+    Returns:
+        Row numbers, ordered by class.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    if images.labels is None:
+        return sorted(order[:count])
+    labels, seen = images.labels.tolist(), Counter[int]()
+    turns = []
+    for row in order:
+        turns.append((seen[labels[row]], row))
+        seen[labels[row]] += 1
+    # first one image of every class, then a second one...
+    chosen = [row for _, row in sorted(turns, key=lambda turn: turn[0])[:count]]
+    return sorted(chosen, key=lambda row: (labels[row], row))
+
+
+def draw_neighbors(
+    path: Path,
+    bank: ImageData,
+    bank_features: Tensor,
+    queries: ImageData,
+    query_features: Tensor,
+    *,
+    rows: Sequence[int],
+    neighbors: int = 5,
+    blocks: int = 1,
+    title: str = "",
+) -> Tensor:
+    """Draws some queries, each with its nearest images by cosine similarity.
+
+    With labels a query bears its class's name, and its neighbors have a thin green frame, or a thick red one where
+    their class is another.
+
+    Args:
+        path: The file, ``.png``.
+        bank: Images among which the neighbors are looked for.
+        bank_features: Their features (N, D), of any length per row.
+        queries: Images of which some are the queries.
+        query_features: Their features (M, D).
+        rows: Row numbers of the queries to draw.
+        neighbors: How many of each, at most N.
+        blocks: Blocks side by side, into which the queries are parted.
+        title: Above everything.
+
+    Returns:
+        Row numbers of the neighbors in ``bank``, (len(rows), neighbors), nearest first.
+
+    Raises:
+        ValueError: If there is not one row of features per image.
+    """
+    _check_rows(bank, bank_features)
+    _check_rows(queries, query_features)
+    similarity = F.normalize(query_features[list(rows)].double(), dim=1) @ F.normalize(bank_features.double(), dim=1).T
+    nearest = similarity.topk(min(neighbors, len(bank)), dim=1).indices
+    shown = _pixels(queries, rows, _CELL)
+    found = _pixels(bank, nearest.flatten().tolist(), _CELL).unflatten(0, nearest.shape)
+
+    labeled = queries.labels is not None
+    lines, width = -(-len(rows) // blocks), nearest.shape[1] + 1
+    pitch, above = (1.3, 0.3) if labeled else (1.03, 0.05)
+    top = above + (0.35 if title else 0)
+    figure, axes = _sheet(blocks * (width + 1) - 1, top + (lines - 1) * pitch + 1)  # an empty column between blocks
+    if title:
+        figure.suptitle(_plain(title), y=1 - 0.08 / figure.get_figheight())
+    for place, query in enumerate(rows):
+        block, line = divmod(place, lines)
+        left, y, name = block * (width + 1), top + line * pitch, _class_of(queries, query)
+        _tile(axes, shown[place], left, y, "black", 2.5)
+        if name is not None:
+            axes.text(left + 0.04, y - 0.03, _plain(name, 44), fontsize=11, va="bottom")
+        for column, row in enumerate(nearest[place].tolist()):
+            other = _class_of(bank, row)
+            frame = (_PLAIN, 0.8) if name is None or other is None else (_RIGHT, 1.5) if name == other else (_WRONG, 3)
+            _tile(axes, found[place, column], left + column + 1, y, *frame)
+    _save(figure, path)
+    return nearest
+
+
+def draw_map(
+    path: Path,
+    images: ImageData,
+    features: Tensor,
+    *,
+    title: str = "",
+    size: tuple[float, float] = (13, 9.5),
+    legend: str = "right",
+    seed: int = 0,
+) -> np.ndarray:
+    """Draws a t-SNE map (van der Maaten & Hinton 2008) of features: a dot per image, and some of the images themselves.
+
+    With labels the dots and frames have their class's color, explained by a legend for up to 20 classes.
+
+    Args:
+        path: The file, ``.png``.
+        images: What to draw.
+        features: Their features (N, D).
+        title: Above the map.
+        size: Width and height in inches, legend included; 100 pixels each.
+        legend: "right" of the map or "below" it.
+        seed: Of the map, and of the choice of images.
+
+    Returns:
+        The places (N, 2).
+
+    Raises:
+        ValueError: If there are fewer than 5 images, not one row of features per image, or the features are all alike
+            or not finite.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+    from sklearn.manifold import TSNE
+
+    _check_rows(images, features)
+    if len(images) < FEWEST_ON_A_MAP:
+        raise ValueError(f"a map needs at least {FEWEST_ON_A_MAP} images, but there are {len(images)}.")
+    unit = F.normalize(features.double(), dim=1)
+    if not unit.std(dim=0).max() > 1e-6:  # of points without a spread scikit-learn's t-SNE ends the process
+        raise ValueError(
+            "a map needs finite features that differ; the model has diverged, or is blind to these images."
+        )
+    perplexity = min(30.0, (len(images) - 1) / 3)
+    tsne = TSNE(metric="cosine", init="pca", random_state=seed, perplexity=perplexity)
+    places = tsne.fit_transform(unit.numpy())
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    colors: list[Any] = [_PLAIN] * len(images)
+    if images.labels is not None:
+        present = images.labels.unique().tolist()
+        few = len(present) <= LEGEND_CLASSES
+        palette = [
+            colormaps["tab20"](i) if few else colormaps["turbo"](i / (len(present) - 1)) for i in range(len(present))
+        ]
+        colors = [palette[present.index(label)] for label in images.labels.tolist()]
+        if few:
+            handles = [Line2D([], [], marker="o", linestyle="", color=color) for color in palette]
+            first = [int((images.labels == label).nonzero()[0]) for label in present]
+            names = [_plain(str(_class_of(images, row)), 24) for row in first]
+            where: dict[str, Any] = {"loc": "outside right center"}
+            if legend == "below":
+                where = {"loc": "outside lower center", "ncols": max(1, int(size[0] // 1.9)), "columnspacing": 1}
+            figure.legend(handles, names, frameon=False, handletextpad=0.2, **where)
+    axes.scatter(places[:, 0], places[:, 1], s=14, color=colors, alpha=0.7, linewidths=0)
+    axes.margins(0.06)
+    axes.set(xticks=[], yticks=[], title=_plain(title))
+    figure.draw_without_rendering()  # now the places are known in pixels
+
+    side = 40  # pixels of an image on the map
+    pixels = axes.transData.transform(places)
+    chosen: list[int] = []
+    for index in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist():
+        # only where no other image would be covered
+        if all((abs(pixels[index] - pixels[other]) > side + 6).any() for other in chosen):
+            chosen.append(index)
+    for index, image in zip(chosen, _pixels(images, chosen, side, exactly=True), strict=True):
+        box = OffsetImage(_hwc(image), zoom=72 / _DPI, interpolation="nearest")
+        frame = {"edgecolor": colors[index], "linewidth": 4}  # of which the image hides half
+        axes.add_artist(AnnotationBbox(box, places[index], pad=0, bboxprops=frame))
+    _save(figure, path)
+    return places
+
+
+def draw_views(
+    path: Path, images: ImageData, rows: Sequence[int], views: TwoViews, *, per_image: int = 6, seed: int = 0
+) -> Tensor:
+    """Draws some images, and beside each several of the random views that a network is shown of it.
+
+    Args:
+        path: The file, ``.png``.
+        images: Where the images come from.
+        rows: Row numbers of the images to draw.
+        views: What makes the views; its normalization is undone for display.
+        per_image: Views of each image.
+        seed: Of the views.
+
+    Returns:
+        The views as drawn (len(rows), per_image, 3, S, S), in [0, 1].
+    """
+    originals = _pixels(images, rows)
+    generator = torch.Generator().manual_seed(seed)
+    made: list[Tensor] = []
+    while len(made) < per_image:
+        made += views(originals, generator=generator)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.preset.mean, views.preset.std))
+    shown = (torch.stack(made[:per_image], dim=1).float() * std + mean).clamp(0, 1)
+
+    small = _resized((shown * 255).round().byte().flatten(0, 1), _CELL).unflatten(0, shown.shape[:2])
+    top = 0.32
+    figure, axes = _sheet(per_image + 1.2, top + 1.03 * len(rows))
+    for line, original in enumerate(_resized(originals, _CELL)):
+        y = top + 1.03 * line
+        _tile(axes, original, 0, y, "black", 2.5)
+        for column in range(per_image):
+            _tile(axes, small[line, column], column + 1.2, y, _PLAIN, 0.8)
+    axes.text(0.04, top - 0.03, "image", fontsize=12, va="bottom")
+    axes.text(1.24, top - 0.03, "random views", fontsize=12, va="bottom")
+    _save(figure, path)
+    return shown
+
+
+def draw_runs(path: Path, logs: dict[str, list[dict[str, Any]]], column: str, *, title: str) -> None:
+    """Draws one column of several runs' logs over the epochs, each run in its color of ``RUN_COLORS``.
+
+    ``log_w_q50`` gets the bands from 5 to 95 % and from 25 to 75 %.
+
+    Args:
+        path: The file, ``.png``.
+        logs: Rows of each run's ``log.csv``, by the run's name; a value not measured is None or missing.
+        column: What to draw; a run without it is only in the legend's order of colors.
+        title: Above the curves.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    bands = _LOG_W_BANDS if column == "log_w_q50" else ()
+    columns = 1 if max(map(len, logs)) > 22 else 2
+    legend = 0.2 * -(-len(logs) // columns) if len(logs) > 1 else 0.0  # inches
+    figure = Figure(figsize=(5, 3.4 + legend), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, rows) in enumerate(logs.items()):
+        known = [row for row in rows if row.get(column) is not None]
+        if not known:
+            continue
+        epochs = [row["epoch"] for row in known]
+        color, line = RUN_COLORS[number % len(RUN_COLORS)], ("-", "--", ":", "-.")[number // len(RUN_COLORS) % 4]
+        marker = "o" if len(known) < 30 else None
+        values = [row[column] for row in known]
+        axes.plot(epochs, values, line, color=color, marker=marker, markersize=3.5, label=_plain(name, 44))
+        for low, high in bands:
+            ends = [row[low] for row in known], [row[high] for row in known]
+            if len(known) == 1:  # of one epoch a band has no width
+                axes.vlines(epochs, *ends, color=color, alpha=0.4, linewidth=2 if low == "log_w_q05" else 5)
+            else:
+                axes.fill_between(epochs, *ends, color=color, alpha=min(0.15, 0.5 / len(logs)), linewidth=0)
+    axes.set_title(_plain(title), fontsize=11)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    _save(figure, path, dpi=150)
+
+
+# Parts
+
+_DPI = 100
+
+
+def _check_rows(images: ImageData, features: Tensor) -> None:
+    if features.ndim != 2 or len(features) != len(images):
+        raise ValueError(f"there are {len(images)} images, but features of shape {tuple(features.shape)}.")
+
+
+def _pixels(images: ImageData, rows: Sequence[int], side: int | None = None, exactly: bool = False) -> Tensor:
+    """Returns images of some rows, uint8 (n, 3, S, S), in memory or not, resized if a side is given."""
+    batch = next(iter(images.batches([torch.as_tensor(rows, dtype=torch.long)])))
+    return batch if side is None else _resized(batch, side, exactly)
+
+
+def _resized(batch: Tensor, side: int, exactly: bool = False) -> Tensor:
+    """Shrinks uint8 images to a side in pixels, without aliasing; smaller ones are only enlarged if ``exactly``."""
+    if batch.shape[-1] == side or (batch.shape[-1] < side and not exactly):
+        return batch
+    resized = F.interpolate(batch.float(), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).byte()
+
+
+def _hwc(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _class_of(images: ImageData, row: int) -> str | None:
+    """Returns the name of an image's class, its number where there are no names, or None without labels."""
+    if images.labels is None:
+        return None
+    label, names = int(images.labels[row]), images.class_names
+    return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
+
+
+def _sheet(width: float, height: float) -> tuple[Any, Any]:
+    """Returns a figure and axes over all of it whose units are inches, from the upper left corner."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.axis("off")
+    return figure, axes
+
+
+def _tile(axes: Any, image: Tensor, left: float, top: float, color: str, linewidth: float) -> None:
+    """Draws a framed image, a little less than an inch wide, onto a sheet."""
+    from matplotlib.patches import Rectangle
+
+    side, left = 0.92, left + 0.04
+    extent = (left, left + side, top + side, top)
+    axes.imshow(_hwc(image), extent=extent, aspect="auto", interpolation="bicubic")
+    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=color, linewidth=linewidth))
+
+
+def _plain(text: str, longest: int = 200) -> str:
+    """Returns a text that matplotlib shows as it is: no formulas, no line breaks, and not left out of legends."""
+    text = " ".join(text.split())
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    text = text.replace("$", r"\$")
+    return "\N{ZERO WIDTH SPACE}" + text if text.startswith("_") else text
+
+
+def _save(figure: Any, path: Path, dpi: int = _DPI) -> None:
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=dpi)
