@@ -150,9 +150,15 @@ def convert(
     head = {ours: state[theirs] for theirs, ours in projector.items()}
     model, has_projector = build_model(method, weights, head, stem_padding)
 
-    model.backbone.load_state_dict(weights)  # strict: all keys or none
-    if has_projector:
-        model.projector.load_state_dict(head)
+    try:
+        model.backbone.load_state_dict(weights)  # strict: all keys or none
+        if has_projector:
+            model.projector.load_state_dict(head)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split())
+        raise ValueError(
+            f"{checkpoint} does not fit a {model.architecture} ({problems}); nothing was written."
+        ) from error
     cfg = {**model.pretrained_cfg, "num_classes": 0}
     if image_size is not None:
         cfg["input_size"] = (3, image_size, image_size)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# pytest runs as many processes as there are cores; one thread each, and for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -171,7 +171,7 @@ def real(folder, tmp_path_factory):
 
     def end_it():
         deadline = time.monotonic() + 60
-        while not list(run.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+        while not list(run.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
