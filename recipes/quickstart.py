@@ -34,7 +34,7 @@ def measure(train: Tensor, test: Tensor, images: ImageData, test_images: ImageDa
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--epochs", type=int, default=10, help="of the training from scratch")
+    parser.add_argument("--epochs", type=int, default=6, help="of the training from scratch")
     parser.add_argument("--limit", type=int, help="use only so many patches of each photograph's")
     args = parser.parse_args(argv)
     began = time.perf_counter()
