@@ -239,9 +239,11 @@ def whole_run(scale: Scale, trainer: _Trainer) -> Iterator[Row | str]:
     ours = [steps * n / seconds for seconds in passes]
     yield report(f"simco: images/s over {measured} epoch(s) of {steps} steps, N = {n}", ours)
 
-    # features are kept for a step, so each evaluation has a number of its own
-    numbers = itertools.count(-1, -1)
-    evaluate = repeated(lambda: rows[-1].update(trainer.monitor.accuracies(next(numbers))), 1)
+    numbers = itertools.count(-1, -1)  # features are kept for a step, so each evaluation has a number of its own
+
+    def evaluate() -> None:
+        rows[-1].update(trainer.monitor.accuracies(next(numbers)))
+
     evaluate()
     knn = [seconds_of(evaluate, device) for _ in range(measured)]
     yield report(f"simco: kNN of {len(scale.test_images)} images against {len(scale.images)}, seconds", knn)

@@ -19,6 +19,7 @@ from PIL import Image
 
 import simco_zoo
 from simco_zoo.models.factory import METHODS
+from simco_zoo.training.checkpoint import list_checkpoints
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -89,7 +90,7 @@ def test_killed_and_resumed_is_bit_identical(run, folder, tmp_path):
     command += ["--output", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
+    while not list_checkpoints(tmp_path / "killed" / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -121,7 +122,7 @@ def test_a_signal_leaves_a_loadable_checkpoint(number, status, folder, tmp_path)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
+    while not list_checkpoints(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

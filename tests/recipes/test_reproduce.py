@@ -20,6 +20,7 @@ from torch import nn
 
 import simco_zoo
 from simco_zoo.data import PRESETS, load_images
+from simco_zoo.training.checkpoint import list_checkpoints
 from simco_zoo.training.settings import read_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -171,7 +172,7 @@ def real(folder, tmp_path_factory):
 
     def end_it():
         deadline = time.monotonic() + 60
-        while not list(run.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        while not list_checkpoints(run / "checkpoints") and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
