@@ -1,4 +1,4 @@
-"""Two random views of a batch of images, made at once on the batch's own device.
+"""Random views of a batch of images, made at once on the batch's own device.
 
 Every image gets parameters of its own, drawn from an explicit generator; the distribution is that of torchvision's
 transforms. The crop is a product with two resampling matrices, one per axis, so that a batch costs two matrix products.
@@ -79,11 +79,12 @@ class ViewParameters:
 
 
 class TwoViews:
-    """Makes two random views of a batch.
+    """Makes random views of a batch: two, unless ``count`` asks for more.
 
     Args:
         preset: A name in ``PRESETS`` ("cifar", "imagenet") or a ``ViewPreset``.
         size: Side of the views in pixels; None: the preset's, or else that of the images.
+        count: Number of views of each image, at least 2.
         interpolation: "bicubic" or "bilinear" instead of the preset's.
         dtype: Type of the views.
         channels_last: Whether the views are in that memory format.
@@ -98,6 +99,7 @@ class TwoViews:
         preset: str | ViewPreset = "cifar",
         size: int | None = None,
         *,
+        count: int = 2,
         interpolation: str | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
@@ -114,6 +116,9 @@ class TwoViews:
         self.size = size if size is not None else preset.size
         if self.size is not None and self.size < 1:
             raise ValueError(f"size is {self.size}, but a view has at least 1 pixel.")
+        if count < 2:
+            raise ValueError(f"count is {count}, but contrastive methods compare at least 2 views of an image.")
+        self.count = count
         self.preset = preset
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -123,8 +128,8 @@ class TwoViews:
 
     def __call__(
         self, batch: Tensor, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
-    ) -> tuple[Tensor, Tensor]:
-        """Makes two views.
+    ) -> tuple[Tensor, ...]:
+        """Makes the views.
 
         Args:
             batch: Images, uint8 (N, 3, H, W), on any device.
@@ -133,17 +138,15 @@ class TwoViews:
                 that they depend on an image's place in the larger batch and not on how it is shared out.
 
         Returns:
-            Two tensors (N, 3, size, size), normalized with the preset's mean and std.
+            ``count`` tensors (N, 3, size, size), normalized with the preset's mean and std.
 
         Raises:
             ValueError: If the batch is not uint8 of that shape.
         """
         n, height, width = self._check(batch)
         own = slice(share[0] * n, (share[0] + 1) * n)
-        first = self.draw(share[1] * n, height, width, generator)[own]
-        second = self.draw(share[1] * n, height, width, generator)[own]
-        view1, view2 = self._make(self._pixels(batch), first.to(batch.device), second.to(batch.device))
-        return view1, view2
+        drawn = [self.draw(share[1] * n, height, width, generator)[own] for _ in range(self.count)]
+        return tuple(self._make(self._pixels(batch), *(parameters.to(batch.device) for parameters in drawn)))
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Draws the parameters of one view of n images (height x width), on the generator's device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -66,8 +67,10 @@ class ContrastiveModel(nn.Module):
 
     # The method
 
-    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Computes the method's loss on two views of the same images; see the subclasses."""
+    def contrast(
+        self, view1: Tensor, view2: Tensor, *more: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Computes the method's loss on two or more views of the same images; see the subclasses."""
         raise NotImplementedError(f"{type(self).__name__} has no loss; use SimCo, SimMoCo or MoCo.")
 
     def method_config(self) -> dict[str, Any]:
@@ -242,10 +245,33 @@ def contrast_report(
     }
 
 
-def check_views(view1: Tensor, view2: Tensor) -> None:
-    """Raises ValueError unless both views are batches (N, C, H, W) of the same shape."""
-    if view1.ndim != 4 or view1.shape != view2.shape:
+def check_views(*views: Tensor) -> tuple[Tensor, ...]:
+    """Returns the views; raises ValueError unless all are batches (N, C, H, W) of the same shape."""
+    if views[0].ndim != 4 or any(view.shape != views[0].shape for view in views):
         raise ValueError(
-            f"the views have shapes {tuple(view1.shape)} and {tuple(view2.shape)}; "
-            "contrast needs two views (N, C, H, W) of the same images, in the same order."
+            f"the views have shapes {' and '.join(str(tuple(view.shape)) for view in views)}; "
+            "contrast needs views (N, C, H, W) of the same images, in the same order."
         )
+    return views
+
+
+def mean_over_pairs(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    *,
+    same_views: bool = True,
+) -> Tensor:
+    """Averages a loss over all pairs of a query's view and another view's keys.
+
+    Args:
+        loss: Called with queries (N, D) and keys (M, D); returns a scalar.
+        queries: Embeddings of the first views, one tensor per view that serves as query.
+        keys: Embeddings of the views that serve as keys.
+        same_views: Whether ``queries[i]`` and ``keys[i]`` are of the same view; such pairs are left out.
+
+    Returns:
+        The mean over the pairs, a scalar.
+    """
+    losses = [loss(q, k) for i, q in enumerate(queries) for j, k in enumerate(keys) if not (same_views and i == j)]
+    return sum(losses[1:], losses[0]) / len(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from simco_zoo.distributed import from_main, gather_rows, rank, world_size
 from simco_zoo.losses import info_nce
-from simco_zoo.models.contrastive import check_views, contrast_report
+from simco_zoo.models.contrastive import check_views, contrast_report, mean_over_pairs
 from simco_zoo.models.key_encoder import KeyEncoder, MomentumModel
 from simco_zoo.models.split_batch_norm import split_batch_norm
 
@@ -74,7 +75,9 @@ class MoCo(MomentumModel):
         self.register_buffer("queue", None)
         self.register_buffer("queue_pointer", None)
 
-    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def contrast(
+        self, view1: Tensor, view2: Tensor, *more: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """Computes InfoNCE against the queue.
 
         In training mode the key encoder makes its step before the keys are made, and the keys enter the queue after
@@ -83,6 +86,7 @@ class MoCo(MomentumModel):
         Args:
             view1: Images (N, C, H, W); the queries.
             view2: The same images in another view; the keys.
+            *more: Further views of the same images; more keys, and with ``symmetric`` more queries too.
             generator: Source of the keys' shuffle, where there is one; torch's default generator if None.
 
         Returns:
@@ -91,25 +95,20 @@ class MoCo(MomentumModel):
         Raises:
             ValueError: If the views' shapes differ.
         """
-        check_views(view1, view2)
+        views = check_views(view1, view2, *more)
         key_encoder = self.advance_key_encoder()
         features: list[Tensor] | None = [] if self.report_features else None
-        if not self.symmetric:
-            with torch.no_grad():
-                (k2,) = self._keys(key_encoder, view2, generator=generator)
-            (q1,) = self.embed_views(self, view1, features=features)
-            loss, keys = self._loss(q1, k2), [k2]
-        else:
-            with torch.no_grad():
-                k1, k2 = self._keys(key_encoder, view1, view2, generator=generator)
-            q1, q2 = self.embed_views(self, view1, view2, features=features)
-            loss, keys = (self._loss(q1, k2) + self._loss(q2, k1)) / 2, [k1, k2]
+        query_views = views if self.symmetric else views[:1]
+        key_views = views if self.symmetric else views[1:]
+        with torch.no_grad():
+            keys = self._keys(key_encoder, *key_views, generator=generator)  # (N, D) per key view
+        queries = self.embed_views(self, *query_views, features=features)  # (N, D) per query view
+        positives = keys[1] if self.symmetric else keys[0]  # view 2's, for the report
+        loss = partial(info_nce, negatives=self.queue, temperature=self.temperature, check=False)
+        total = mean_over_pairs(loss, queries, keys, same_views=self.symmetric)
         if self.training:
             self._enqueue(torch.cat(self.gather_keys(*keys)[0]))
-        return contrast_report(loss, q1, k2, features)
-
-    def _loss(self, query: Tensor, key: Tensor) -> Tensor:
-        return info_nce(query, key, negatives=self.queue, temperature=self.temperature, check=False)
+        return contrast_report(total, queries[0], positives, features)
 
     def _keys(
         self, key_encoder: KeyEncoder, *views: Tensor, generator: torch.Generator | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
-from simco_zoo.models.contrastive import ContrastiveModel, check_views, contrast_report
+from simco_zoo.models.contrastive import ContrastiveModel, check_views, contrast_report, mean_over_pairs
 
 
 class SimCo(ContrastiveModel):
@@ -52,12 +53,16 @@ class SimCo(ContrastiveModel):
             raise ValueError(f"dt_m is {dt_m}, but has to be positive.")
         self.dt_m = dt_m
 
-    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Computes the dual temperature loss of two views.
+    def contrast(
+        self, view1: Tensor, view2: Tensor, *more: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Computes the dual temperature loss of two or more views.
 
         Args:
             view1: Images (N, C, H, W), N >= 2; of this process.
             view2: The same images in another view.
+            *more: Further views; the loss is the mean over all ordered pairs of views, or over those with view 1 as
+                query where ``symmetric`` is off.
             generator: Not used; taken so that all methods are called alike.
 
         Returns:
@@ -66,19 +71,15 @@ class SimCo(ContrastiveModel):
         Raises:
             ValueError: If the views' shapes differ or N < 2.
         """
-        check_views(view1, view2)
+        views = check_views(view1, view2, *more)
         features: list[Tensor] | None = [] if self.report_features else None
-        z1, z2 = self.embed_views(self, view1, view2, features=features)
-        if not self.symmetric:
-            (k2,), own = self.gather_keys(z2)
-            return contrast_report(self._loss(z1, k2, own), z1, z2, features)
-        (k1, k2), own = self.gather_keys(z1, z2)
-        return contrast_report((self._loss(z1, k2, own) + self._loss(z2, k1, own)) / 2, z1, z2, features)
-
-    def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
-        return dual_temperature(
-            query, key, temperature=self.temperature, dt_m=self.dt_m, positive_offset=own, check=False
+        z = self.embed_views(self, *views, features=features)  # V x (N, D)
+        keys, offset = self.gather_keys(*z)  # V x (M, D), M = N x processes
+        loss = partial(
+            dual_temperature, temperature=self.temperature, dt_m=self.dt_m, positive_offset=offset, check=False
         )
+        queries = z if self.symmetric else z[:1]
+        return contrast_report(mean_over_pairs(loss, queries, keys), z[0], z[1], features)
 
     def method_config(self) -> dict[str, Any]:
         return {**super().method_config(), "dt_m": self.dt_m}

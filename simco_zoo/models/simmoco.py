@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
-from simco_zoo.models.contrastive import check_views, contrast_report
+from simco_zoo.models.contrastive import check_views, contrast_report, mean_over_pairs
 from simco_zoo.models.key_encoder import MomentumModel
 
 
@@ -56,12 +57,15 @@ class SimMoCo(MomentumModel):
             raise ValueError(f"dt_m is {dt_m}, but has to be positive.")
         self.dt_m = dt_m
 
-    def contrast(self, view1: Tensor, view2: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def contrast(
+        self, view1: Tensor, view2: Tensor, *more: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """Computes the dual temperature loss; in training mode the key encoder makes its step first.
 
         Args:
             view1: Images (N, C, H, W), N >= 2, of this process; the queries.
             view2: The same images in another view; the keys.
+            *more: Further views of the same images; more keys, and with ``symmetric`` more queries too.
             generator: Not used; taken so that all methods are called alike.
 
         Returns:
@@ -70,26 +74,24 @@ class SimMoCo(MomentumModel):
         Raises:
             ValueError: If the views' shapes differ or N < 2.
         """
-        check_views(view1, view2)
+        views = check_views(view1, view2, *more)
         key_encoder = self.advance_key_encoder()
         features: list[Tensor] | None = [] if self.report_features else None
-        if not self.symmetric:
-            with torch.no_grad():
-                (k2,) = self.embed_views(key_encoder, view2)
-            (q1,) = self.embed_views(self, view1, features=features)
-            (all_k2,), own = self.gather_keys(k2)
-            return contrast_report(self._loss(q1, all_k2, own), q1, k2, features)
-
+        query_views = views if self.symmetric else views[:1]
+        key_views = views if self.symmetric else views[1:]
         with torch.no_grad():
-            k1, k2 = self.embed_views(key_encoder, view1, view2)
-        q1, q2 = self.embed_views(self, view1, view2, features=features)
-        (all_k1, all_k2), own = self.gather_keys(k1, k2)
-        loss = (self._loss(q1, all_k2, own) + self._loss(q2, all_k1, own)) / 2
-        return contrast_report(loss, q1, k2, features)
-
-    def _loss(self, query: Tensor, key: Tensor, own: int) -> Tensor:
-        return dual_temperature(
-            query, key, temperature=self.temperature, dt_m=self.dt_m, positive_offset=own, check=False
+            keys = self.embed_views(key_encoder, *key_views)  # (N, D) per key view
+        queries = self.embed_views(self, *query_views, features=features)  # (N, D) per query view
+        positives = keys[1] if self.symmetric else keys[0]  # view 2's, for the report
+        all_keys, offset = self.gather_keys(*keys)  # (M, D) per key view, M = N x processes
+        loss = partial(
+            dual_temperature, temperature=self.temperature, dt_m=self.dt_m, positive_offset=offset, check=False
+        )
+        return contrast_report(
+            mean_over_pairs(loss, queries, all_keys, same_views=self.symmetric),
+            queries[0],
+            positives,
+            features,
         )
 
     def method_config(self) -> dict[str, Any]:

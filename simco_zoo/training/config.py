@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +29,16 @@ class TrainingConfig:
         opt_momentum: The optimizer's momentum.
         weight_decay: Weight decay, on every parameter unless ``filter_bias_and_norm``.
         filter_bias_and_norm: Leave biases and norm layers out of weight decay.
-        warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
+        warmup_epochs: Epochs of linear warm-up, at most a tenth of the run.
+        decay_share: Share of the steps, the last ones, over which a cosine takes the learning rate to 0; before that
+            it is constant. 1 decays from the end of the warm-up on, as the paper does.
         clip_grad: Bound on the gradient's norm, or None.
-        views: Preset of the two random views, "cifar" or "imagenet".
+        views: Preset of the random views, "cifar" or "imagenet".
+        views_per_image: Number of views of each image in a step, at least 2. The loss is the mean over all ordered
+            pairs of views (over the pairs whose query is view 1 if the method is not symmetric).
+        sizes: Resolution ramp "SIDE:SHARE,SIDE:SHARE,...", e.g. "16:0.5,24:0.25,32:0.25": the views are made at 16 px
+            for the first half of the steps, and so on. Views are always cut from the full-size images, and the model
+            is evaluated and published at the images' own size. None: that size for all steps.
         amp: "none", "bf16" or "fp16": autocast of the encoder; the loss is fp32 always.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"...; auto takes an accelerator if there is one.
         channels_last: Memory format of images and weights.
@@ -61,8 +70,11 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     filter_bias_and_norm: bool = False
     warmup_epochs: float = 10
+    decay_share: float = 1.0
     clip_grad: float | None = None
     views: str = "cifar"
+    views_per_image: int = 2
+    sizes: str | None = None
     amp: str = "none"
     device: str = "auto"
     channels_last: bool = True
@@ -85,6 +97,7 @@ class TrainingConfig:
             "epochs": 1,
             "batch_size": 1,
             "accumulate": 1,
+            "views_per_image": 2,
             "knn_every": 0,
             "knn_k": 1,
             "checkpoint_every": 1,
@@ -101,6 +114,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but has to be at least {bound}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}, but has to be at least 1 (or None for no bound).")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share is {self.decay_share}, but has to be above 0 and at most 1.")
+        if self.sizes is not None:
+            parse_sizes(self.sizes)
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}, but has to be positive.")
         if self.amp not in AMP_DTYPES:
@@ -118,6 +135,35 @@ class TrainingConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up: lr * batch_size * accumulate / 256."""
         return self.lr * self.batch_size * self.accumulate / 256
+
+
+def parse_sizes(sizes: str) -> list[tuple[int, float]]:
+    """Reads a resolution ramp.
+
+    Args:
+        sizes: "SIDE:SHARE,SIDE:SHARE,...": sides in pixels in the order in which they are used, and shares of the steps
+            that sum to 1.
+
+    Returns:
+        Pairs of a side and the share of the steps after which it ends, e.g. [(16, 0.5), (32, 1.0)].
+
+    Raises:
+        ValueError: If the text is not of that form, a side is below 1 px, or the shares do not sum to 1.
+    """
+    sides, shares = [], []
+    for part in sizes.split(","):
+        side, _, share = part.partition(":")
+        try:
+            sides.append(int(side))
+            shares.append(float(share))
+        except ValueError as error:
+            raise ValueError(
+                f"sizes has {part.strip()!r}, but each part is SIDE:SHARE, e.g. 16:0.5,24:0.25,32:0.25."
+            ) from error
+    if min(sides) < 1 or not min(shares) > 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise ValueError(f"sizes is {sizes!r}, but sides are at least 1 px and the shares are positive and sum to 1.")
+    ends = [*itertools.accumulate(shares[:-1]), 1.0]
+    return list(zip(sides, ends, strict=True))
 
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

@@ -42,7 +42,7 @@ from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.key_encoder import MomentumModel
 from simco_zoo.models.moco import MoCo
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
-from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig
+from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, parse_sizes
 from simco_zoo.training.interruption import Interrupted, Interruption
 from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, peak_memory_mb, write_log, write_summary
 from simco_zoo.training.monitor import Monitor
@@ -189,7 +189,9 @@ class _Trainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
             raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
-        check_image_size(model, images.image_size)
+        self.stages = parse_sizes(config.sizes or f"{images.image_size}:1")
+        for side in {images.image_size, *(side for side, _ in self.stages)}:
+            check_image_size(model, side)
         self.monitor = Monitor(model, images, test_images, config)
         self.progress = Progress()
         self.start_step = 0
@@ -225,14 +227,18 @@ class _Trainer:
         model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_input()
         dtype = next(model.parameters()).dtype
-        self.views = TwoViews(
-            config.views,
-            size=self.images.image_size,
-            dtype=dtype,
-            channels_last=config.channels_last,
-            # on a CPU only the chosen images' colors are computed, and how many differs from step to step
-            compile_mode=config.compile_mode if config.compile and self.device.type != "cpu" else None,
-        )
+        self.views = {
+            side: TwoViews(
+                config.views,
+                size=side,
+                count=config.views_per_image,
+                dtype=dtype,
+                channels_last=config.channels_last,
+                # on a CPU only the chosen images' colors are computed, and how many differs from step to step
+                compile_mode=config.compile_mode if config.compile and self.device.type != "cpu" else None,
+            )
+            for side, _ in self.stages
+        }
         self.optimizer = build_optimizer(model, config)
         self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -284,14 +290,14 @@ class _Trainer:
         reports = []
         parts = batch.chunk(config.accumulate)
         for part, images in enumerate(parts):
-            view1, view2 = self.views(images, generator=generator, share=(rank(), world_size()))
+            views = self.views[self._side()](images, generator=generator, share=(rank(), world_size()))
             if isinstance(self.model, MomentumModel):
                 self.model.hold_key_encoder = part > 0  # the query encoder has not moved since
             last = part == len(parts) - 1
             synchronized = last or not isinstance(self.contrast, DistributedDataParallel)
             with nullcontext() if synchronized else self.contrast.no_sync():  # type: ignore[operator]
                 with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
-                    report = self.contrast(view1, view2, generator=generator)
+                    report = self.contrast(*views, generator=generator)
                 self.scaler.scale(report["loss"] / len(parts)).backward()
             if probe is not None:
                 assert labels is not None
@@ -308,6 +314,11 @@ class _Trainer:
         self.progress.step += 1
         self.schedule.step_update(self.progress.step)
         return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+
+    def _side(self) -> int:
+        """Returns the side of the next step's views in pixels, by the resolution ramp."""
+        done = self.progress.step / self.total_steps
+        return next(side for side, end in self.stages if done < end)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, Any]:
         """Runs what is left of an epoch and returns its row of the log."""
@@ -549,8 +560,8 @@ class _Contrast(nn.Module):
         self.model = model
         self.loss = torch.compile(model.contrast, mode=config.compile_mode) if config.compile else model.contrast
 
-    def forward(self, view1: Tensor, view2: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.loss(view1, view2, generator=generator)
+    def forward(self, *views: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.loss(*views, generator=generator)
 
 
 _SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}

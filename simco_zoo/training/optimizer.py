@@ -34,22 +34,42 @@ def build_optimizer(model: nn.Module, config: TrainingConfig | FinetuneConfig) -
     )
 
 
+class ConstantThenCosine(CosineLRScheduler):
+    """timm's warm-up and cosine with a constant part of ``constant_t`` steps between them.
+
+    Args:
+        optimizer: The optimizer whose rates are set.
+        constant_t: Steps at the full rate between warm-up and cosine, >= 0.
+        **kwargs: See timm's ``CosineLRScheduler``.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, constant_t: int, **kwargs: Any) -> None:
+        self.constant_t = constant_t
+        super().__init__(optimizer, **kwargs)
+
+    def _get_lr(self, t: int) -> list[float]:
+        return super()._get_lr(t if t < self.warmup_t else max(t - self.constant_t, self.warmup_t))
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig | FinetuneConfig,
     steps_per_epoch: int,
     total_steps: int,
     peak_lr: float | None = None,
-) -> CosineLRScheduler:
-    """Builds linear warm-up, then cosine to 0 at the last of ``total_steps``; stepped once per optimizer step.
+) -> ConstantThenCosine:
+    """Builds linear warm-up, a constant part, then a cosine to 0 at the last of ``total_steps``.
 
-    The warm-up starts at a tenth of the rate and lasts the smaller of ``warmup_epochs`` and a tenth of the run.
-    ``peak_lr`` is the rate after it where that is not the config's.
+    The warm-up starts at a tenth of the rate and lasts the smaller of ``warmup_epochs`` and a tenth of the run. The
+    cosine takes the last ``decay_share`` of the steps (all that follow the warm-up where that is 1). ``peak_lr`` is the
+    rate after the warm-up where that is not the config's. The schedule is stepped once per optimizer step.
     """
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 10)
-    return CosineLRScheduler(
+    decay = min(round(getattr(config, "decay_share", 1.0) * total_steps), total_steps - warmup)
+    return ConstantThenCosine(
         optimizer,
-        t_initial=max(total_steps - warmup, 1),
+        constant_t=total_steps - warmup - decay,
+        t_initial=max(decay, 1),
         warmup_t=warmup,
         warmup_lr_init=(config.peak_lr if peak_lr is None else peak_lr) / 10,
         warmup_prefix=True,

@@ -244,7 +244,7 @@ def double_the_gradient(trainer: Any) -> None:
 
 
 def blur_the_views(trainer: Any) -> None:
-    trainer.views = simco_zoo.data.TwoViews("cifar", interpolation="bilinear", channels_last=True)
+    trainer.views[32] = simco_zoo.data.TwoViews("cifar", interpolation="bilinear", channels_last=True)
 
 
 def double_the_loss(trainer: Any) -> None:
