@@ -7,7 +7,7 @@ Every name of ``simco_zoo.list_models()`` is an entry point; ``torch.hub.help`` 
 dependencies = ["torch", "timm", "huggingface_hub", "safetensors"]
 
 import simco_zoo as _simco_zoo  # noqa: E402
-from simco_zoo.hub.card import METHOD_NAMES as _METHOD_NAMES  # noqa: E402
+from simco_zoo.publishing.card import METHOD_NAMES as _METHOD_NAMES  # noqa: E402
 
 
 def _entry_point(name):

@@ -8,7 +8,7 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import ImageData, load_images
-from simco_zoo.distributed import join, pick_device
+from simco_zoo.distributed import init_distributed, pick_device
 from simco_zoo.evaluation import Features, extract_features
 from simco_zoo.models import ContrastiveModel
 
@@ -49,7 +49,7 @@ def load_labeled(
     args: argparse.Namespace, image_size: int | None = None
 ) -> tuple[ContrastiveModel, ImageData, ImageData]:
     """Returns the model and the images of both splits, by default of the size that it was trained on."""
-    join(pick_device(args.device))
+    init_distributed(pick_device(args.device))
     model = load_model(args)
     size = image_size or model.pretrained_cfg["input_size"][-1]
     columns = {"image_column": args.image_column, "label_column": args.label_column}
@@ -62,7 +62,7 @@ def load_labeled(
 
 def extract_splits(args: argparse.Namespace) -> tuple[Features, Features]:
     """Returns the features of the training and the test split, both with labels."""
-    device = join(pick_device(args.device))
+    device = init_distributed(pick_device(args.device))
     model = load_model(args)
     found = [
         extract_features(

@@ -14,7 +14,7 @@ import argparse
 import json
 
 import torch
-from _run import run
+from _common import run
 from benchmarks.data import benchmark_loader, benchmark_views
 from benchmarks.evaluation import benchmark_extract, benchmark_knn
 from benchmarks.floor import benchmark_floor

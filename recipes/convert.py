@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _run import run
+from _common import run
 from torch import Tensor
 
 import simco_zoo

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from _run import run
+from _common import run
 
 from simco_zoo.evaluation.export import add_arguments, extract_by_arguments
 

@@ -18,11 +18,11 @@ import re
 import sys
 from pathlib import Path
 
+from _common import run
 from _evaluate import add_source, load_labeled
-from _run import run
 
+from simco_zoo.arguments import add_settings, read_settings, write_settings
 from simco_zoo.training import FinetuneConfig, Interrupted, finetune
-from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 
+from _common import run
 from _evaluate import build_parser, extract_splits
-from _run import run
 
 from simco_zoo.evaluation import knn
 

@@ -18,8 +18,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from _common import run
 from _evaluate import build_parser, extract_splits, load_labeled
-from _run import run
 
 from simco_zoo.evaluation import linear_probe
 from simco_zoo.training import LINEAR_SGD, finetune

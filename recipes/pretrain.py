@@ -19,16 +19,16 @@ import sys
 from pathlib import Path
 
 import torch
-from _run import run
+from _common import run
 from timm.models import get_pretrained_cfg
 from timm.utils import ParseKwargs
 
 import simco_zoo
+from simco_zoo.arguments import add_settings, read_settings, write_settings
 from simco_zoo.data import load_images, stream_images
-from simco_zoo.distributed import join, pick_device, world_size
+from simco_zoo.distributed import init_distributed, pick_device, world_size
 from simco_zoo.models.factory import METHODS
 from simco_zoo.training import Interrupted, TrainingConfig, pretrain
-from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 METHOD_SETTINGS = ("temperature", "dt_m", "momentum", "queue_size", "symmetric", "joint_bn", "bn_splits")
 METHOD_SETTINGS += ("proj_hidden_dim", "proj_dim")
@@ -99,7 +99,7 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> torch
 
 def main(argv: list[str] | None = None) -> int:
     args, config = read_settings(build_parser(), TrainingConfig, argv)
-    join(pick_device(config.device))
+    init_distributed(pick_device(config.device))
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     load = {"image_size": args.image_size, "limit": args.limit, **columns}
     test_images = None

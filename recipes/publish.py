@@ -12,12 +12,12 @@ import argparse
 import json
 from pathlib import Path
 
-from _run import run
+from _common import run
 
-from simco_zoo.hub import push_to_hub
-from simco_zoo.hub.publish import register_publication
-from simco_zoo.hub.verify import verify
 from simco_zoo.hub.weights import SHIPPED
+from simco_zoo.publishing import push_to_hub
+from simco_zoo.publishing.push import register_publication
+from simco_zoo.publishing.verify import verify
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 import simco_zoo
 from simco_zoo.data import ImageData, load_images, normalize
 from simco_zoo.evaluation import extract_features, knn
-from simco_zoo.evaluation.pictures import draw_map, draw_neighbors, pick_images
+from simco_zoo.report.pictures import draw_map, draw_neighbors, pick_images
 from simco_zoo.training import pretrain
 
 MODEL = "simco_r18_025"

@@ -18,16 +18,16 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from _report import differences, grid, page, paragraph, part, picture, results, run_colors, setup, table
-from _run import run as run_recipe
-from _runs import Run, Sample, load_sample, read_runs, views_of
+from _common import run as run_recipe
 
 import simco_zoo
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features
-from simco_zoo.evaluation.pictures import draw_map, draw_neighbors, draw_runs, draw_views, pick_images
-from simco_zoo.files import check_room, write_text
-from simco_zoo.training.log import PANELS
+from simco_zoo.files import check_disk_space, write_text
+from simco_zoo.report.curves import PANELS
+from simco_zoo.report.page import differences, grid, page, paragraph, part, picture, results, run_colors, setup, table
+from simco_zoo.report.pictures import draw_map, draw_neighbors, draw_runs, draw_views, pick_images
+from simco_zoo.report.runs import Run, Sample, load_sample, read_runs, views_of
 
 BANK, TEST = 2000, 500  # images of which neighbors are looked for, and of the map
 QUERIES, SHOWN = 8, 6
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     if output.suffix != ".html" or output.is_dir():
         raise ValueError(f"the output {output} has to be a file whose name ends in .html.")
     folder = output.with_name(f"{output.stem}_files")
-    check_room(output.parent, 0)
+    check_disk_space(output.parent, 0)
     folder.mkdir(exist_ok=True)
     print(f"{', '.join(run.name for run in runs)} -> {output}", flush=True)
 

@@ -15,16 +15,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _run import run
+from _common import run
 
 import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, knn, linear_probe
 from simco_zoo.hub.folder import from_path
-from simco_zoo.hub.publish import CURVES_FILE, LOG_FILE
-from simco_zoo.hub.verify import verify
 from simco_zoo.hub.weights import SHIPPED
+from simco_zoo.publishing.save import CURVES_FILE, LOG_FILE
+from simco_zoo.publishing.verify import verify
 
 LARGEST_LOSS = 0.05  # points of top-1
 

@@ -2,8 +2,8 @@
 
 from simco_zoo import data, evaluation, hub, losses, models, training
 from simco_zoo.evaluation import extract_features
-from simco_zoo.hub import push_to_hub, save_pretrained
 from simco_zoo.models import create_model, list_models
+from simco_zoo.publishing import push_to_hub, save_pretrained
 from simco_zoo.version import __version__
 
 __all__ = [

@@ -13,12 +13,12 @@ from timm.models import split_model_name_tag
 
 import simco_zoo
 from simco_zoo.evaluation.export import add_arguments, extract_by_arguments
-from simco_zoo.files import replacing
+from simco_zoo.files import atomic_write
 from simco_zoo.hub import WeightsError, published, resolve
 from simco_zoo.hub.folder import CONFIG_FILE
-from simco_zoo.hub.publish import CARD_FILE, CURVES_FILE, LOG_FILE, REMOTE_CODE
-from simco_zoo.hub.table import as_markdown, as_text, model_rows, write_into
-from simco_zoo.hub.verify import verify
+from simco_zoo.publishing.save import CARD_FILE, CURVES_FILE, LOG_FILE, REMOTE_CODE
+from simco_zoo.publishing.table import as_markdown, as_text, model_rows, write_into
+from simco_zoo.publishing.verify import verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +132,7 @@ def _download(args: argparse.Namespace) -> int:
     args.to.mkdir(parents=True, exist_ok=True)
     for path in filter(None, (found.model_file, found.projector_file)):
         content = found.verified_bytes(path)
-        with replacing(args.to / path.name) as partial:
+        with atomic_write(args.to / path.name) as partial:
             partial.write_bytes(content)
     for name in (CONFIG_FILE, CARD_FILE, LOG_FILE, CURVES_FILE, REMOTE_CODE.name):
         if (found.folder / name).is_file():

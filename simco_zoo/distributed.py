@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def join(device: torch.device) -> torch.device:
+def init_distributed(device: torch.device) -> torch.device:
     """Joins the processes that torchrun started, if it did; may be called again.
 
     Args:
@@ -88,10 +88,10 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Waits until every process is here."""
-    any_process(False)
+    all_reduce_any(False)
 
 
-def any_process(flag: bool) -> bool:
+def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is set on any process; every process has to ask."""
     if world_size() == 1:
         return flag
@@ -118,7 +118,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def from_main(values: Tensor) -> Tensor:
+def broadcast(values: Tensor) -> Tensor:
     """Returns the main process's values on every process; the tensor is overwritten."""
     if world_size() > 1:
         dist.broadcast(values, src=0)

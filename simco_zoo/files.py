@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path``; the file written there takes its place when the block ends well."""
     partial = path.with_name(f".partial-{path.name}")  # keeps the suffix, which numpy looks at
     try:
@@ -20,11 +20,11 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_disk_space(folder: Path, size: int) -> None:
     """Makes a folder and raises OSError unless files of that many bytes in all can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "probe") as partial:
+        with atomic_write(folder / "probe") as partial:
             partial.write_bytes(b"x")
         (folder / "probe").unlink()
     except OSError as error:
@@ -39,5 +39,5 @@ def check_room(folder: Path, size: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ def test_list(capsys):
 
 def test_list_with_a_pattern(capsys):
     assert main(["list", "mocov1*"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
     assert main(["list", "nothing*"]) == 1
     assert "no model matches 'nothing*'" in capsys.readouterr().err
 

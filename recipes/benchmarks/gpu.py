@@ -29,7 +29,7 @@ from benchmarks.step import COMPACT, STEPS, bare_step, build_trainer, random_ima
 from simco_zoo.data import ImageData, load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.training.config import AMP_DTYPES
-from simco_zoo.training.loop import _Trainer, seeded_generator
+from simco_zoo.training.pretraining import _Trainer, seeded_generator
 
 KNN_EVERY = 10  # epochs
 PLAIN = {"amp": "none", "channels_last": False, "compile": False}

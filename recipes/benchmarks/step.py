@@ -17,7 +17,7 @@ import simco_zoo
 from benchmarks.compare import Call, Row, compare
 from simco_zoo.data import ImageData, load_images
 from simco_zoo.training import TrainingConfig
-from simco_zoo.training.loop import _Trainer, seeded_generator
+from simco_zoo.training.pretraining import _Trainer, seeded_generator
 
 # method's full-size model, what its step has to run whatever else it does, and whether view 2 needs no gradient
 STEPS = (

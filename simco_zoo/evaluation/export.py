@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from simco_zoo.distributed import is_main, join, pick_device
+from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation.features import Features, extract_features
-from simco_zoo.files import replacing
+from simco_zoo.files import atomic_write
 
 
 def write_features(features: Features, path: str | Path) -> Path:
@@ -35,7 +35,7 @@ def write_features(features: Features, path: str | Path) -> Path:
     path = Path(path).absolute()
     write = writer_for(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         write(features, partial)
     return path
 
@@ -119,7 +119,7 @@ def extract_to_file(
     from simco_zoo.models import create_model
 
     writer_for(Path(output))
-    target = join(pick_device(device))
+    target = init_distributed(pick_device(device))
     model = create_model(model_name, pretrained=weights != "none", weights=None if weights == "none" else weights)
     features = extract_features(
         model,

@@ -64,8 +64,8 @@ def knn(
         # relative to the nearest, so that a small temperature does not overflow
         votes = ((nearest - nearest[:, :1]) / temperature).exp()
         scores = torch.zeros(len(rows), classes, dtype=dtype, device=target).scatter_add_(1, labels[index], votes)
-        hits += count_hits(scores, truth.to(target))
-    return percent(hits, len(test_feats))
+        hits += topk_correct(scores, truth.to(target))
+    return accuracy_with_interval(hits, len(test_feats))
 
 
 def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor, test_labels: Tensor) -> None:
@@ -87,7 +87,7 @@ def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor
         )
 
 
-def count_hits(scores: Tensor, truth: Tensor) -> Tensor:
+def topk_correct(scores: Tensor, truth: Tensor) -> Tensor:
     """Returns how many rows have the truth first, and among the first five, of scores (N, C).
 
     Of equal scores the lower class number ranks first, on every device.
@@ -98,7 +98,7 @@ def count_hits(scores: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
 
 
-def percent(hits: Tensor, total: int) -> dict[str, float]:
+def accuracy_with_interval(hits: Tensor, total: int) -> dict[str, float]:
     """Returns hits as ``top1`` and ``top5`` in percent, and ``top1_low`` to ``top1_high``, a 95 % interval.
 
     The interval is Wilson's: how far ``top1`` may be off for the test images being a sample. It says nothing of seeds.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simco_zoo.evaluation.knn import check_features, count_hits, percent
+from simco_zoo.evaluation.knn import accuracy_with_interval, check_features, topk_correct
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 
@@ -68,10 +68,13 @@ def linear_probe(
         scores = []
         for decay in weight_decays:
             weight = fit_logistic(x[kept], y[kept], classes, decay, max_iter)
-            scores.append(count_hits(_scores(x[out], weight), y[out])[0].item())
+            scores.append(topk_correct(_scores(x[out], weight), y[out])[0].item())
         chosen = weight_decays[scores.index(max(scores))]
     weight = fit_logistic(x, y, classes, chosen, max_iter)
-    return {**percent(count_hits(_scores(test_x, weight), test_y), len(test_x)), "weight_decay": chosen}
+    return {
+        **accuracy_with_interval(topk_correct(_scores(test_x, weight), test_y), len(test_x)),
+        "weight_decay": chosen,
+    }
 
 
 def fit_logistic(x: Tensor, y: Tensor, classes: int, weight_decay: float, max_iter: int = 100) -> Tensor:

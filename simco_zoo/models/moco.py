@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simco_zoo.distributed import from_main, gather_rows, rank, world_size
+from simco_zoo.distributed import broadcast, gather_rows, rank, world_size
 from simco_zoo.losses import info_nce
 from simco_zoo.models.contrastive import check_views, contrast_report, mean_over_pairs
-from simco_zoo.models.key_encoder import KeyEncoder, MomentumModel
+from simco_zoo.models.momentum import KeyEncoder, MomentumModel
 from simco_zoo.models.split_batch_norm import split_batch_norm
 
 
@@ -96,7 +96,7 @@ class MoCo(MomentumModel):
             ValueError: If the views' shapes differ.
         """
         views = check_views(view1, view2, *more)
-        key_encoder = self.advance_key_encoder()
+        key_encoder = self.update_key_encoder()
         features: list[Tensor] | None = [] if self.report_features else None
         query_views = views if self.symmetric else views[:1]
         key_views = views if self.symmetric else views[1:]
@@ -129,7 +129,7 @@ class MoCo(MomentumModel):
             order = torch.randperm(n * processes, generator=generator, device=drawn_on).to(device)
             images = view
             if processes > 1:
-                order, images = from_main(order), gather_rows(view)
+                order, images = broadcast(order), gather_rows(view)
             orders.append(order)
             # the gather lays the images out anew
             shuffled.append(torch.empty_like(view).copy_(images[order[own]]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
 from simco_zoo.models.contrastive import check_views, contrast_report, mean_over_pairs
-from simco_zoo.models.key_encoder import MomentumModel
+from simco_zoo.models.momentum import MomentumModel
 
 
 class SimMoCo(MomentumModel):
@@ -75,7 +75,7 @@ class SimMoCo(MomentumModel):
             ValueError: If the views' shapes differ or N < 2.
         """
         views = check_views(view1, view2, *more)
-        key_encoder = self.advance_key_encoder()
+        key_encoder = self.update_key_encoder()
         features: list[Tensor] | None = [] if self.report_features else None
         query_views = views if self.symmetric else views[:1]
         key_views = views if self.symmetric else views[1:]

@@ -18,13 +18,13 @@ from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 __all__: list[str] = []  # register_model adds the names
 
 _METHODS = ("simco", "simmoco", "mocov1", "mocov2")
-_ARCHITECTURES = [f"{method}_{size}" for method in _METHODS for size in ("r18", "r34", "r50")]
+_ARCHITECTURES = [f"{method}_{size}" for method in _METHODS for size in ("r18_025", "r18", "r34", "r50")]
 
 
 def _published_cfgs() -> dict[str, dict[str, Any]]:
     """Returns a cfg for each published model, then one without weights for each name that has none."""
     cfgs = {name: small_cfg(**entry.timm_cfg()) for name, entry in published().items()}
-    for architecture in [*_ARCHITECTURES, "simco_r18_025"]:
+    for architecture in _ARCHITECTURES:
         if not any(name.split(".")[0] == architecture for name in cfgs):
             cfgs[architecture] = small_cfg()
     return cfgs
@@ -45,6 +45,10 @@ def _resnet18(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return _resnet(variant, pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **kwargs)
 
 
+def _resnet18_quarter(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return _resnet18(variant, pretrained, channels=(16, 32, 64, 128), **kwargs)
+
+
 def _resnet34(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return _resnet(variant, pretrained, block=BasicBlock, layers=(3, 4, 6, 3), **kwargs)
 
@@ -56,7 +60,7 @@ def _resnet50(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 @register_model
 def simco_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 at a quarter of its width (0.70 M parameters), for SimCo: trains on a CPU."""
-    return _resnet18("simco_r18_025", pretrained, channels=(16, 32, 64, 128), **kwargs)
+    return _resnet18_quarter("simco_r18_025", pretrained, **kwargs)
 
 
 @register_model
@@ -78,6 +82,12 @@ def simco_r50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
+def simmoco_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for SimMoCo: trains on a CPU."""
+    return _resnet18_quarter("simmoco_r18_025", pretrained, **kwargs)
+
+
+@register_model
 def simmoco_r18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 with the small-image stem (11.2 M parameters), for SimMoCo."""
     return _resnet18("simmoco_r18", pretrained, **kwargs)
@@ -96,6 +106,12 @@ def simmoco_r50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
+def mocov1_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for MoCo v1: trains on a CPU."""
+    return _resnet18_quarter("mocov1_r18_025", pretrained, **kwargs)
+
+
+@register_model
 def mocov1_r18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 with the small-image stem (11.2 M parameters), for MoCo v1."""
     return _resnet18("mocov1_r18", pretrained, **kwargs)
@@ -111,6 +127,12 @@ def mocov1_r34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def mocov1_r50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with the small-image stem (23.5 M parameters), for MoCo v1."""
     return _resnet50("mocov1_r50", pretrained, **kwargs)
+
+
+@register_model
+def mocov2_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for MoCo v2: trains on a CPU."""
+    return _resnet18_quarter("mocov2_r18_025", pretrained, **kwargs)
 
 
 @register_model

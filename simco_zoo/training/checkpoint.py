@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simco_zoo.files import replacing
+from simco_zoo.files import atomic_write
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         torch.save(state, partial)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from simco_zoo.distributed import any_process
+from simco_zoo.distributed import all_reduce_any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,5 +50,5 @@ class Interruption:
 
     def check(self) -> None:
         """Raises Interrupted if a signal came, on every process if it came to one."""
-        if any_process(self.received is not None):
+        if all_reduce_any(self.received is not None):
             raise Interrupted(self.received or signal.SIGTERM)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simco_zoo.distributed import mean_over_processes
 from simco_zoo.evaluation import Features
-from simco_zoo.evaluation.knn import count_hits, percent
+from simco_zoo.evaluation.knn import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.optimizer import build_schedule
@@ -74,7 +74,7 @@ class OnlineProbe:
         assert test.labels is not None
         device = self.classifier.weight.device
         scores = self.classifier(test.features.to(device))
-        found = percent(count_hits(scores, test.labels.to(device)), len(test))
+        found = accuracy_with_interval(topk_correct(scores, test.labels.to(device)), len(test))
         return {f"online_{key}": round(found[key], 3) for key in ("top1", "top5")}
 
     def state_dict(self) -> dict[str, Any]:

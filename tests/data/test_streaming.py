@@ -101,7 +101,7 @@ def test_a_resumed_run_reads_the_same_stream(shards, tmp_path):
         return load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])
 
     from simco_zoo.training import Interrupted
-    from simco_zoo.training import loop as loop_module
+    from simco_zoo.training import pretraining as loop_module
 
     whole = run("whole")
     step = loop_module._Trainer.step

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from simco_zoo.evaluation import knn
-from simco_zoo.evaluation.knn import percent
+from simco_zoo.evaluation.knn import accuracy_with_interval
 
 
 def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +86,7 @@ def test_agrees_with_lightly(k):
 def test_the_interval_is_wilsons(hits, total):
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    found = percent(torch.tensor([hits, total]), total)
+    found = accuracy_with_interval(torch.tensor([hits, total]), total)
     assert found["top1_low"] == pytest.approx(100 * expected.low, abs=1e-5)
     assert found["top1_high"] == pytest.approx(100 * expected.high, abs=1e-5)
 

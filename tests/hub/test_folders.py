@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simco_zoo
-from simco_zoo.hub import WeightsError, published, save_pretrained
-from simco_zoo.hub.card import model_card
-from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint, pseudo_image
-from simco_zoo.hub.verify import verify
+from simco_zoo.hub import WeightsError, published
+from simco_zoo.publishing import save_pretrained
+from simco_zoo.publishing.card import model_card
+from simco_zoo.publishing.fingerprint import compare_fingerprints, fingerprint, pseudo_image
+from simco_zoo.publishing.verify import verify
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -432,7 +433,7 @@ def test_a_folder_of_timm_is_named_as_such(tmp_path):
 
 
 def test_the_shipped_cards_are_those_of_their_configs():
-    """A stale one is made again with simco_zoo.hub.card.model_card(config)."""
+    """A stale one is made again with simco_zoo.publishing.card.model_card(config)."""
     shipped = [entry for entry in published().values() if entry.folder]
     assert shipped
     for entry in shipped:

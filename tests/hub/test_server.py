@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import simco_zoo
-from simco_zoo.hub.publish import register_publication
+from simco_zoo.publishing.push import register_publication
 from tests.hub.hub_server import TOKEN, Hub, Repository, serve
 
 FILES = ("model.safetensors", "projector.safetensors", "config.json", "README.md")

@@ -11,7 +11,7 @@ import torch
 import simco_zoo
 from simco_zoo.cli import main
 from simco_zoo.hub import published
-from simco_zoo.hub.table import BEGIN, END, HEADER, as_markdown, model_rows, write_into
+from simco_zoo.publishing.table import BEGIN, END, HEADER, as_markdown, model_rows, write_into
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 import simco_zoo
-from simco_zoo.hub.verify import verify
+from simco_zoo.publishing.verify import verify
 from tests.recipes.test_recipes import call, last_json
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))

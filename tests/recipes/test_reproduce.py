@@ -19,19 +19,18 @@ from PIL import Image
 from torch import nn
 
 import simco_zoo
+from simco_zoo.arguments import read_settings
 from simco_zoo.data import PRESETS, load_images
 from simco_zoo.training.checkpoint import list_checkpoints
-from simco_zoo.training.settings import read_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 try:
-    import _paper
-    import _paper_cell
-    import _paper_run
-    import _paper_table
     import pretrain as pretrain_recipe
     import reproduce
+    from paper import cell as paper_cell
+    from paper import cells, scheduler
+    from paper import table as paper_table
 finally:
     sys.path.remove(str(RECIPES))
 
@@ -49,7 +48,7 @@ def build(method: str, batch_size: int = 256, **options):
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     args = reproduce.build_parser().parse_args(["--methods", method, "--batch-sizes", str(batch_size), *words])
     (cell,) = reproduce.list_cells(args)
-    python, script, *flags = _paper_run.command(cell, args, "pretrain.py")
+    python, script, *flags = scheduler.command(cell, args, "pretrain.py")
     assert python == sys.executable and Path(script) == RECIPES / "pretrain.py"
     settings, config = read_settings(pretrain_recipe.build_parser(), pretrain_recipe.TrainingConfig, flags)
     return settings, config, pretrain_recipe.build_model(settings, 32, 50_000)
@@ -126,11 +125,11 @@ def test_no_two_cells_share_a_folder():
     }
     others.update({"limit": 99, "stem_padding": 2, "amp": "bf16"})
     options = [one, *({**one, name: value} for name, value in others.items())]
-    assert len({_paper.Cell(data="x", **option).folder for option in options}) == len(options)
+    assert len({cells.Cell(data="x", **option).folder for option in options}) == len(options)
 
 
 def test_the_headline_comes_first():
-    args = ["--dataset", "cifar10", "cifar100", "--methods", *reversed(_paper.METHODS), "--batch-sizes", "1024", "256"]
+    args = ["--dataset", "cifar10", "cifar100", "--methods", *reversed(cells.METHODS), "--batch-sizes", "1024", "256"]
     folders = [cell.folder for cell in reproduce.list_cells(reproduce.build_parser().parse_args(args))]
     names = [folder.replace("/r18/", ":").removesuffix("-s0-e200") for folder in folders]
     assert names[:10] == [
@@ -140,7 +139,7 @@ def test_the_headline_comes_first():
         "cifar10:mocov2-symmetric-b256", "cifar10:simmoco-symmetric-b256",
     ]  # fmt: skip
     assert len(set(names)) == 36 and all(name.endswith("-b256") for name in names[:18])
-    assert set(names[18:24]) == {f"{d}:{m}-b1024" for d in ("cifar100", "cifar10") for m in _paper.PAPER}
+    assert set(names[18:24]) == {f"{d}:{m}-b1024" for d in ("cifar100", "cifar10") for m in cells.PAPER}
 
 
 # Running, with real runs
@@ -183,7 +182,7 @@ def real(folder, tmp_path_factory):
         thread = threading.Thread(target=end_it)
         thread.start()
         with pytest.warns(UserWarning, match="the queue of 65536 keys is as long as"):
-            first = _paper_cell.main(_paper_run.command(cell, args, "_paper_cell.py")[2:])
+            first = paper_cell.main(scheduler.command(cell, args, "paper/cell.py")[2:])
         thread.join()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -233,7 +232,7 @@ def test_the_probe_of_best_is_best_s_own(real, folder, tmp_path):
     simco_zoo.save_pretrained(other, run / "best")
     flags = ["--dataset", str(folder), "--device", "cpu", "--output", str(run)]
     args, config = read_settings(pretrain_recipe.build_parser(), pretrain_recipe.TrainingConfig, flags)
-    measured = _paper_cell.measure(run, args, config)
+    measured = paper_cell.measure(run, args, config)
     loaded = simco_zoo.create_model(f"local-dir:{run / 'best'}", pretrained=True)
     images = (load_images(folder, split=split) for split in ("train", "test"))  # of their own size, as the run saw them
     train, test = (simco_zoo.extract_features(loaded, part) for part in images)
@@ -251,8 +250,8 @@ def test_best_that_is_last_is_not_probed_twice(real, monkeypatch, tmp_path):
     shutil.copytree(real["run"], run)
     shutil.rmtree(run / "best")
     shutil.copytree(run / "last", run / "best")
-    monkeypatch.delattr(_paper_cell, "probe")
-    measured = _paper_cell.measure(run, None, None)
+    monkeypatch.delattr(paper_cell, "probe")
+    measured = paper_cell.measure(run, None, None)
     assert measured["linear_best"] == measured["linear_last"] != ""
 
 
@@ -303,16 +302,16 @@ STAND_IN = textwrap.dedent(
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Calls the command, with cells that do what their method is told; returns its status."""
-    monkeypatch.setattr(_paper_run, "POLL", 0.02)
+    monkeypatch.setattr(scheduler, "POLL", 0.02)
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
 
     def tell(told: dict[str, str]) -> None:
         def command(cell, args, recipe):
-            assert recipe == "_paper_cell.py"
+            assert recipe == "paper/cell.py"
             return [sys.executable, "-S", str(script), str(args.output / cell.folder), told.get(cell.method, "")]
 
-        monkeypatch.setattr(_paper_run, "command", command)
+        monkeypatch.setattr(scheduler, "command", command)
 
     def call(told: dict[str, str], *arguments: str) -> int:
         tell(told)
@@ -404,7 +403,7 @@ def test_one_command_at_a_time(stand_in):
 
     def is_taken() -> bool:
         try:
-            with _paper_run.only_one(output):
+            with scheduler.only_one(output):
                 return False
         except ValueError as error:
             assert "another command, or a cell" in str(error)
@@ -412,8 +411,8 @@ def test_one_command_at_a_time(stand_in):
 
     stand_in.tell({"mocov2": "wait"})
     args = reproduce.build_parser().parse_args(["--output", str(output)])
-    with _paper_run.only_one(output) as lock:
-        left_behind = _paper_run.Job(reproduce.list_cells(args)[0], args, lock)
+    with scheduler.only_one(output) as lock:
+        left_behind = scheduler.Job(reproduce.list_cells(args)[0], args, lock)
         assert is_taken()
     try:
         assert is_taken()
@@ -444,17 +443,17 @@ FIGURES = """
 
 
 def make_row(method="simco", batch_size=256, seed=0, **values) -> dict:
-    row = dict.fromkeys(_paper_table.COLUMNS, "")
+    row = dict.fromkeys(paper_table.COLUMNS, "")
     row.update({"dataset": "cifar100", "backbone": "r18", "epochs": 200, "images": 50_000, "stem_padding": 1})
     row.update({"method": method, "batch_size": batch_size, "seed": seed, "amp": "none", "jobs": 1, **values})
-    row["paper"] = _paper.paper_figure(row)
+    row["paper"] = cells.paper_figure(row)
     keys = ("dataset", "backbone", "method", "batch_size", "seed", "epochs", "images", "stem_padding", "amp")
     return {**row, "folder": "-".join(str(row[key]) for key in keys)}
 
 
 def summarize(tmp_path: Path, rows: list[dict], capsys, metric: str = "knn_last") -> str:
     for row in rows:
-        _paper_table.add_row(tmp_path / "table.csv", row)
+        paper_table.add_row(tmp_path / "table.csv", row)
     assert reproduce.main(["--summary", "--table", str(tmp_path / "table.csv"), "--metrics", metric]) == 0
     return capsys.readouterr().out
 
@@ -522,7 +521,7 @@ def test_the_table_is_sorted_and_replaced_whole(tmp_path):
     table = tmp_path / "table.csv"
     rows = [make_row("simco", 1024), make_row("simco", 64, seed=1), make_row("simco", 64), make_row("mocov2", 512)]
     for row in [*rows, {**rows[0], "knn_last": 9.5}]:
-        _paper_table.add_row(table, row)
+        paper_table.add_row(table, row)
     found = read_rows(table)
     assert [(r["method"], r["batch_size"], r["seed"]) for r in found] == [
         ("mocov2", "512", "0"), ("simco", "64", "0"), ("simco", "64", "1"), ("simco", "1024", "0"),
@@ -530,4 +529,4 @@ def test_the_table_is_sorted_and_replaced_whole(tmp_path):
     assert found[-1]["knn_last"] == "9.5" and [path.name for path in tmp_path.iterdir()] == ["table.csv"]
     table.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="does not have the columns"):
-        _paper_table.add_row(table, rows[0])
+        paper_table.add_row(table, rows[0])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import simco_zoo
-from simco_zoo.hub.verify import verify
+from simco_zoo.publishing.verify import verify
 from tests.recipes.test_recipes import RECIPES, call, last_json
 
 RUN = ["--dataset", "photos", "--limit", "160"]

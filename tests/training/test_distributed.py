@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from simco_zoo.distributed import any_process, gather_rows, rank, world_size
+from simco_zoo.distributed import all_reduce_any, gather_rows, rank, world_size
 from tests.training import two_processes
 from tests.training.two_processes import CASES
 
@@ -94,7 +94,7 @@ def test_one_log_and_one_folder(two):
 
 def test_without_torchrun_all_is_identity():
     rows = torch.randn(3, 2)
-    assert (rank(), world_size(), any_process(True), any_process(False)) == (0, 1, True, False)
+    assert (rank(), world_size(), all_reduce_any(True), all_reduce_any(False)) == (0, 1, True, False)
     assert gather_rows(rows) is rows
 
 

@@ -17,7 +17,7 @@ from simco_zoo.training import LINEAR_SGD, FinetuneConfig, Interrupted, finetune
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.optimizer import build_optimizer
 
-finetune_module = sys.modules["simco_zoo.training.finetune"]  # the package has the function of that name
+finetune_module = sys.modules["simco_zoo.training.finetuning"]  # the package has the function of that name
 SETTINGS = {"epochs": 3, "batch_size": 16, "progress_bar": False, "device": "cpu", "lr": 0.02}
 
 

@@ -14,7 +14,7 @@ import torch
 import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.training import checkpoint, pretrain
-from simco_zoo.training import loop as loop_module
+from simco_zoo.training import pretraining as loop_module
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 
 STEPS, KILLS = 60, 20

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import simco_zoo
 from simco_zoo.evaluation import extract_features, knn
 from simco_zoo.training import TrainingConfig, pretrain
-from simco_zoo.training import loop as loop_module
+from simco_zoo.training import pretraining as loop_module
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.interruption import Interrupted
 from simco_zoo.training.online_probe import LR, OnlineProbe

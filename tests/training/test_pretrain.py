@@ -19,10 +19,10 @@ from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import diagnose
 from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
-from simco_zoo.training import loop as loop_module
+from simco_zoo.training import pretraining as loop_module
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
-from simco_zoo.training.loop import seeded_generator
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.pretraining import seeded_generator
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "knn_every": 2, "linear": False, "progress_bar": False, "device": "cpu"}
 

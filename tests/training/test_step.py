@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 import simco_zoo
-from simco_zoo.data import TwoViews
+from simco_zoo.data import TwoViews, load_images
 from simco_zoo.training import TrainingConfig
+from simco_zoo.training.config import parse_sizes
 from simco_zoo.training.online_probe import OnlineProbe
-from simco_zoo.training.optimizer import build_optimizer
+from simco_zoo.training.optimizer import build_optimizer, build_schedule
 
 METHODS = ("simco", "simmoco", "mocov2")
 
@@ -84,3 +87,72 @@ def test_a_compiled_contrast_is_the_same(method):
     assert results[0].keys() == results[1].keys() and len(results[0]) > 50
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# Several views, the resolution ramp, the constant part
+
+
+@pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_loss_of_several_views_is_the_mean_over_the_ordered_pairs(method, symmetric):
+    model = build(method, symmetric=symmetric, joint_bn=False)
+    if method != "simco":
+        model.init_key_encoder()
+        model.momentum = 1.0  # the key encoder stays where it is
+    views = torch.randn(4, 6, 3, 16, 16)
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j and (symmetric or i == 0)]
+    with torch.no_grad():
+        expected = []
+        for i, j in pairs:
+            model.symmetric = False  # one direction: view i is the query
+            fresh = copy.deepcopy(model)  # the queue of each pair is that of the start
+            expected.append(fresh.contrast(views[i], views[j])["loss"])
+        model.symmetric = symmetric
+        found = model.contrast(*views)["loss"]
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
+def test_parse_sizes():
+    assert parse_sizes("16:0.5, 24:0.25,32:0.25") == [(16, 0.5), (24, 0.75), (32, 1.0)]
+    for wrong in ("16", "16:0.5", "16:0.5,32:0.6", "0:1", "16:-1,32:2", "a:1", "", "16:nan,32:1"):
+        with pytest.raises(ValueError, match="sizes"):
+            TrainingConfig(sizes=wrong)
+
+
+def test_the_ramp_makes_views_of_each_side_for_its_share_of_the_steps(tmp_path, monkeypatch):
+    sides = []
+    contrast = simco_zoo.models.SimCo.contrast
+    monkeypatch.setattr(
+        simco_zoo.models.SimCo,
+        "contrast",
+        lambda self, *views, **kwargs: sides.append([v.shape[-1] for v in views]) or contrast(self, *views, **kwargs),
+    )
+    images = load_images(torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8))
+    model = simco_zoo.create_model("simco_r18_025")
+    folder = simco_zoo.training.pretrain(
+        model,
+        images,
+        output=tmp_path / "run",
+        epochs=2,
+        batch_size=8,
+        sizes="16:0.5,24:0.25,32:0.25",
+        views_per_image=3,
+        device="cpu",
+    )
+    assert sides == [[16] * 3] * 4 + [[24] * 3] * 2 + [[32] * 3] * 2
+    assert simco_zoo.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["input_size"] == (3, 32, 32)
+
+
+def test_the_rate_is_constant_until_the_last_decay_share_of_the_steps():
+    parameter = torch.nn.Linear(1, 1)
+    config = TrainingConfig(epochs=10, warmup_epochs=1, decay_share=0.3, lr=0.1, batch_size=256)
+    optimizer = build_optimizer(parameter, config)
+    schedule = build_schedule(optimizer, config, steps_per_epoch=10, total_steps=100)
+    rates = []
+    for step in range(101):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[10:71] == pytest.approx([0.1] * 61)
+    cosine = [0.05 * (1 + math.cos(math.pi * i / 30)) for i in range(31)]
+    assert rates[70:] == pytest.approx(cosine, abs=1e-12)
+    assert rates[:10] == pytest.approx([0.01 + 0.009 * i for i in range(10)])

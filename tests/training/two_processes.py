@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.distributed import any_process, gather_rows, join, rank, world_size
+from simco_zoo.distributed import all_reduce_any, gather_rows, init_distributed, rank, world_size
 from simco_zoo.evaluation import extract_features
 from simco_zoo.losses import dual_temperature
 from simco_zoo.training import Interrupted, finetune, pretrain
@@ -147,11 +147,11 @@ def same_everywhere(state: dict[str, torch.Tensor]) -> bool:
         if not name.endswith(("running_mean", "running_var")):
             everywhere = gather_rows(tensor.detach().reshape(1, -1))
             differs |= not torch.equal(everywhere[:1].expand_as(everywhere), everywhere)
-    return not any_process(differs)
+    return not all_reduce_any(differs)
 
 
 def main(folder: Path) -> None:
-    join(torch.device("cpu"))
+    init_distributed(torch.device("cpu"))
     results: dict[str, Any] = {"gradients": gradients_of_the_gather()}
     for case in CASES:
         model = run_case(case, folder)

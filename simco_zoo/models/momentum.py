@@ -31,7 +31,7 @@ class KeyEncoder(nn.Module):
             parameter.grad = None
 
     @torch.no_grad()
-    def follow(self, model: ContrastiveModel, momentum: float) -> None:
+    def momentum_update(self, model: ContrastiveModel, momentum: float) -> None:
         """Moves to momentum * key + (1 - momentum) * query.
 
         Parameters and float buffers move by the average, integer buffers are copied. The running statistics of batch
@@ -92,12 +92,12 @@ class MomentumModel(ContrastiveModel):
             self.key_encoder = KeyEncoder(self)
             self.key_encoder.train(self.training)
 
-    def advance_key_encoder(self) -> KeyEncoder:
+    def update_key_encoder(self) -> KeyEncoder:
         """Returns the key encoder, in training mode after one step of its moving average, unless it is held."""
         self.init_key_encoder()
         assert self.key_encoder is not None
         if self.training and not self.hold_key_encoder:
-            self.key_encoder.follow(self, self.momentum)
+            self.key_encoder.momentum_update(self, self.momentum)
         return self.key_encoder
 
     def method_config(self) -> dict[str, Any]:

@@ -25,25 +25,26 @@ from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
 from simco_zoo.distributed import (
     barrier,
     gather_objects,
+    init_distributed,
     is_main,
-    join,
     mean_over_processes,
     pick_device,
     rank,
     world_size,
 )
 from simco_zoo.evaluation.features import extract_features
-from simco_zoo.evaluation.knn import count_hits, percent
-from simco_zoo.files import check_room
-from simco_zoo.hub import save_pretrained
+from simco_zoo.evaluation.knn import accuracy_with_interval, topk_correct
+from simco_zoo.files import check_disk_space
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.publishing import save_pretrained
+from simco_zoo.report.curves import draw_curves
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.interruption import Interruption
-from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, write_log, write_summary
-from simco_zoo.training.loop import TrainingError, check_image_size, seeded_generator
+from simco_zoo.training.log import DRAW_EVERY, hardware, write_log, write_summary
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.pretraining import TrainingError, check_image_size, seeded_generator
 from simco_zoo.training.tensorboard import TensorBoard
 
 _COLUMNS = ("epoch", "step", "loss", "top1", "top5", "lr", "images_per_second", "seconds")
@@ -148,9 +149,9 @@ class _Finetuning:
     ) -> None:
         self.model, self.images, self.test_images, self.run, self.config = model, images, test_images, run, config
         self.class_names, self.name, self.tag, self.progress_bar = class_names, name, tag, progress_bar
-        self.device = join(pick_device(config.device))
+        self.device = init_distributed(pick_device(config.device))
         if is_main():
-            check_room(run, 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values()))
+            check_disk_space(run, 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values()))
         barrier()
         torch.manual_seed(config.seed)  # the classifier's weights
         model.reset_classifier(len(class_names))
@@ -292,7 +293,7 @@ class _Finetuning:
         with torch.inference_mode():
             scores = classifier(test.features.to(next(classifier.parameters())))
         assert test.labels is not None
-        return percent(count_hits(scores, test.labels.to(self.device)), len(test))
+        return accuracy_with_interval(topk_correct(scores, test.labels.to(self.device)), len(test))
 
     # Files
 

@@ -11,8 +11,8 @@ import torch
 from timm.models import split_model_name_tag
 
 from simco_zoo.files import write_text
-from simco_zoo.hub.card import METHOD_NAMES, markdown_table
 from simco_zoo.hub.weights import published
+from simco_zoo.publishing.card import METHOD_NAMES, markdown_table
 
 HEADER = ("name", "tag", "method", "data", "params", "kNN", "linear", "size", "where")
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from simco_zoo.arguments import add_settings, read_settings, write_settings
 from simco_zoo.training import TrainingConfig
-from simco_zoo.training.settings import add_settings, read_settings, write_settings
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,19 +6,22 @@ Takes pretrain.py's flags and ends with its exit status. The run's folder gets `
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, it is started from its own folder
+
 import pretrain
-from _run import run
+from _common import run
 
 import simco_zoo
+from simco_zoo.arguments import read_settings
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, linear_probe
 from simco_zoo.files import write_text
 from simco_zoo.training import TrainingConfig
-from simco_zoo.training.settings import read_settings
 
 
 def read_section(folder: Path) -> dict[str, Any]:

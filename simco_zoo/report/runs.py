@@ -130,6 +130,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             found = list(csv.DictReader(file))
+        rows: list[dict[str, Any]]
         rows = [{key: float(value) if value else None for key, value in row.items()} for row in found]
         rows = [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _paper import BATCH_SIZES, METHODS, PAPER, is_full_length
-
-from simco_zoo.files import replacing
+from paper.cells import BATCH_SIZES, METHODS, PAPER, is_full_length
+from simco_zoo.files import atomic_write
 from simco_zoo.training.log import write_log
 
 COLUMNS = (
@@ -189,6 +188,6 @@ def draw_table(path: Path, rows: list[Row], metrics: Sequence[str]) -> bool:
     panels[0].set_ylabel("top-1 on CIFAR-100 (%)")
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120)
     return True

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews
-from simco_zoo.files import replacing
+from simco_zoo.files import atomic_write
 
 # told apart with any color vision (after Okabe & Ito 2008); after ten runs they start again with another line style
 RUN_COLORS = (
@@ -355,5 +355,5 @@ def _plain(text: str, longest: int = 200) -> str:
 
 
 def _save(figure: Any, path: Path, dpi: int = _DPI) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi)

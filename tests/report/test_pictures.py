@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from simco_zoo.data import PRESETS, ImageData, TwoViews, load_images
-from simco_zoo.evaluation.pictures import RUN_COLORS, draw_map, draw_neighbors, draw_runs, draw_views, pick_images
+from simco_zoo.report.pictures import RUN_COLORS, draw_map, draw_neighbors, draw_runs, draw_views, pick_images
 
 GREEN, RED = (0x2A, 0x9D, 0x4A), (0xD1, 0x24, 0x2F)
 

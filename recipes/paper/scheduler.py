@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _paper import Cell, flags, paper_figure
-from _paper_table import add_row
 from tqdm import tqdm
+
+from paper.cells import Cell, flags, paper_figure
+from paper.table import add_row
 
 POLL = 0.2  # seconds between looks at the running cells
 
@@ -27,7 +28,7 @@ def command(cell: Cell, args: argparse.Namespace, recipe: str) -> list[str]:
     running = ("device", "compile", "compile_mode", "workers", "knn_every", "checkpoint_every")
     settings = {**cell.settings(), **{name: getattr(args, name) for name in running}}
     settings["output"] = (args.output / cell.folder).absolute()
-    return [sys.executable, str(Path(__file__).parent / recipe), *flags(settings)]
+    return [sys.executable, str(Path(__file__).parents[1] / recipe), *flags(settings)]
 
 
 class Job:
@@ -45,7 +46,7 @@ class Job:
         with self.log.open("ab") as log:
             self.read = log.tell()
             self.process = subprocess.Popen(
-                command(cell, args, "_paper_cell.py"),
+                command(cell, args, "paper/cell.py"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

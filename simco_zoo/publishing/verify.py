@@ -9,9 +9,9 @@ import timm
 import torch
 
 from simco_zoo.hub.errors import WeightsError
-from simco_zoo.hub.fingerprint import compare_fingerprints, fingerprint
 from simco_zoo.hub.folder import MODEL_FILE, WeightsFolder
 from simco_zoo.hub.weights import published, resolve
+from simco_zoo.publishing.fingerprint import compare_fingerprints, fingerprint
 
 
 @dataclass(frozen=True)

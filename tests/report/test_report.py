@@ -29,7 +29,7 @@ def recipe():
     """Imports a recipe; a process of its own for each call would take most of the time, and so would curves.png."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPES))
-        for module in ("loop", "finetune"):
+        for module in ("pretraining", "finetuning"):
             patch.setattr(sys.modules[f"simco_zoo.training.{module}"], "draw_curves", lambda *args: None)
         yield importlib.import_module
 
@@ -208,7 +208,7 @@ def test_curves_are_those_of_the_logs(recipe, runs, tmp_path, monkeypatch):
     """Every value as log.csv has it; the loss of fine-tuning has a panel of its own."""
     module, drawn = recipe("report"), {}
     monkeypatch.setattr(module, "draw_runs", lambda path, logs, column, title: drawn.update({column: logs}))
-    module.draw_curves(recipe("_runs").read_runs(runs.values()), tmp_path)
+    module.draw_curves(recipe("simco_zoo.report.runs").read_runs(runs.values()), tmp_path)
     for name, run in runs.items():
         for column in drawn:
             source = {"cross_entropy": "loss" if name == "tuned" else "", "loss": "" if name == "tuned" else "loss"}
@@ -244,7 +244,7 @@ def test_names_are_escaped(recipe, runs, tmp_path, capsys, few_curves):
 
 def test_every_text_is_escaped(recipe, tmp_path):
     """Wherever a text of a user's may stand."""
-    nasty, module = "<script>\"'&amp;</td>", recipe("_report")
+    nasty, module = "<script>\"'&amp;</td>", recipe("simco_zoo.report.page")
     Image.new("RGB", (1, 1)).save(tmp_path / "p.png")
     parts = [
         module.part(nasty, module.paragraph(nasty), color="#123456"),
@@ -260,7 +260,7 @@ def test_every_text_is_escaped(recipe, tmp_path):
 
 
 def test_columns_that_nobody_fills_are_left_out(recipe):
-    table = recipe("_report").table
+    table = recipe("simco_zoo.report.page").table
     assert (
         ">x</th>" not in table({"a": {"x": None, "y": 0}, "b": {"x": ""}}, {}) and table({"a": {"x": None}}, {}) == ""
     )
@@ -293,7 +293,7 @@ def test_a_run_in_progress(recipe, runs, tmp_path, capsys):
     assert all("curves-" in path for path in printed["pictures"]) and len(printed["pictures"]) >= 6
     # a summary of an earlier run in the same folder is not this one's
     shutil.copy(runs["one"] / "summary.json", run)
-    cells = recipe("_report").results(recipe("_runs").read_runs([run])[0])
+    cells = recipe("simco_zoo.report.page").results(recipe("simco_zoo.report.runs").read_runs([run])[0])
     assert cells["epochs"] == "1 of 2, not finished" and cells["linear"] is None
 
 
@@ -305,7 +305,9 @@ def test_without_labels(recipe, folder, tmp_path, capsys, few_curves):
     model = simco_zoo.create_model("simco", backbone="test_resnet", small_stem=True)
     pretrain(model, tmp_path / "plain", output=tmp_path / "run", epochs=1, batch_size=8)
     with pytest.raises(ValueError, match="names them; pass --dataset"):
-        recipe("_runs").load_sample(recipe("_runs").read_runs([tmp_path / "run"])[0], None, 8, 8)
+        recipe("simco_zoo.report.runs").load_sample(
+            recipe("simco_zoo.report.runs").read_runs([tmp_path / "run"])[0], None, 8, 8
+        )
     page, printed = report(recipe, capsys, tmp_path / "run", "--dataset", tmp_path / "plain")
     assert "8 training images (the run had no test images)" in page.text and "another class" not in page.text
     neighbors = next(path for path in printed["pictures"] if path.endswith("neighbors.png"))
@@ -314,7 +316,7 @@ def test_without_labels(recipe, folder, tmp_path, capsys, few_curves):
 
 
 def test_samples_are_bounded_and_apart(recipe, runs, folder, monkeypatch):
-    module = recipe("_runs")
+    module = recipe("simco_zoo.report.runs")
     one = module.read_runs([runs["one"]])[0]
     opened, open_image = [], simco_zoo.data.datasets._open
     monkeypatch.setattr("simco_zoo.data.datasets._open", lambda file: opened.append(file) or open_image(file))
@@ -334,7 +336,7 @@ def test_samples_are_bounded_and_apart(recipe, runs, folder, monkeypatch):
 
 
 def test_views_are_the_runs_own(recipe, runs):
-    module = recipe("_runs")
+    module = recipe("simco_zoo.report.runs")
     one, tuned = module.read_runs([runs["one"], runs["tuned"]])
     assert module.views_of(one).preset == simco_zoo.data.PRESETS["cifar"] and module.views_of(one).size == 24
     crops = module.views_of(tuned).preset
@@ -347,7 +349,7 @@ def test_runs_of_the_same_name_are_told_apart(recipe, runs, tmp_path):
     for parent in ("a", "b"):
         (tmp_path / parent / "run").mkdir(parents=True)
         shutil.copy(runs["one"] / "log.csv", tmp_path / parent / "run")
-    found = recipe("_runs").read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    found = recipe("simco_zoo.report.runs").read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
     assert [run.name for run in found] == [str(Path("a", "run")), str(Path("b", "run"))]
 
 

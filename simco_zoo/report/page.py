@@ -8,10 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from _runs import Run
-
-from simco_zoo.evaluation.pictures import RUN_COLORS
-from simco_zoo.hub.card import METHOD_NAMES
+from simco_zoo.publishing.card import METHOD_NAMES
+from simco_zoo.report.pictures import RUN_COLORS
+from simco_zoo.report.runs import Run
 
 _OWN_TO_A_RUN = {"output", "resume"}  # settings in which runs always differ
 

@@ -28,23 +28,24 @@ from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import (
     barrier,
     gather_objects,
+    init_distributed,
     is_main,
-    join,
     mean_over_processes,
     pick_device,
     rank,
     world_size,
 )
 from simco_zoo.evaluation.features import evaluating
-from simco_zoo.files import check_room
-from simco_zoo.hub import save_pretrained
+from simco_zoo.files import check_disk_space
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.key_encoder import MomentumModel
 from simco_zoo.models.moco import MoCo
+from simco_zoo.models.momentum import MomentumModel
+from simco_zoo.publishing import save_pretrained
+from simco_zoo.report.curves import draw_curves
 from simco_zoo.training.checkpoint import check_settings, find_resume, rng_state, save_checkpoint, set_rng_state
 from simco_zoo.training.config import AMP_DTYPES, FREE_ON_RESUME, TrainingConfig, parse_sizes
 from simco_zoo.training.interruption import Interrupted, Interruption
-from simco_zoo.training.log import DRAW_EVERY, draw_curves, hardware, peak_memory_mb, write_log, write_summary
+from simco_zoo.training.log import DRAW_EVERY, hardware, peak_memory_mb, write_log, write_summary
 from simco_zoo.training.monitor import Monitor
 from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
@@ -169,7 +170,7 @@ class _Trainer:
             )
         self.model, self.images, self.test_images, self.run, self.config = model, images, test_images, run, config
         self.tag, self.progress_bar = tag, progress_bar
-        self.device = join(pick_device(config.device))
+        self.device = init_distributed(pick_device(config.device))
         if config.batch_size % world_size() or config.batch_size // world_size() < 1:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {world_size()} processes share it equally; "
@@ -204,7 +205,7 @@ class _Trainer:
         if is_main():
             size = sum(tensor.nbytes for tensor in model.state_dict().values())
             # weights, a key encoder and the optimizer's momentum in each checkpoint; last/ and best/
-            check_room(self.run, size * (3 * (config.keep_checkpoints + 1) + 3))
+            check_disk_space(self.run, size * (3 * (config.keep_checkpoints + 1) + 3))
         barrier()
         # drop path and mixup draw from the global generators; they differ between processes, as the images do
         seed = config.seed + rank()

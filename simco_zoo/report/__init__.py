@@ -1,0 +1,1 @@
+"""Reports: curves, pictures and the page that shows runs side by side."""
