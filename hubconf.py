@@ -7,14 +7,14 @@ Every name of ``simco_zoo.list_models()`` is an entry point; ``torch.hub.help`` 
 dependencies = ["torch", "timm", "huggingface_hub", "safetensors"]
 
 import simco_zoo as _simco_zoo  # noqa: E402
-from simco_zoo.publishing.card import METHOD_NAMES as _METHOD_NAMES  # noqa: E402
+from simco_zoo.models.methods import method_of as _method_of  # noqa: E402
 
 
 def _entry_point(name):
     def load(pretrained=False, **kwargs):
         return _simco_zoo.create_model(name, pretrained=pretrained, **kwargs)
 
-    method = _METHOD_NAMES[name.split("_")[0]]
+    method = _method_of(name).title
     tags = [n.split(".", 1)[1] for n in _simco_zoo.list_models(f"{name}.*", pretrained=True)]
     load.__name__ = load.__qualname__ = name
     load.__doc__ = f"""{name}: a ResNet with the small-image stem, with the head and loss of {method}.

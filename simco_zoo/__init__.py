@@ -2,7 +2,7 @@
 
 from simco_zoo import data, evaluation, hub, losses, models, training
 from simco_zoo.evaluation import extract_features
-from simco_zoo.models import create_model, list_models
+from simco_zoo.models import create_model, list_models, register_method
 from simco_zoo.publishing import push_to_hub, save_pretrained
 from simco_zoo.version import __version__
 
@@ -17,6 +17,7 @@ __all__ = [
     "losses",
     "models",
     "push_to_hub",
+    "register_method",
     "save_pretrained",
     "training",
 ]

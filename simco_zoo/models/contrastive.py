@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from simco_zoo.distributed import gather_rows, rank
 from simco_zoo.models.projector import build_projector
+from simco_zoo.models.signatures import method_arguments
 
 
 class ContrastiveModel(nn.Module):
@@ -74,14 +75,11 @@ class ContrastiveModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no loss; use SimCo, SimMoCo or MoCo.")
 
     def method_config(self) -> dict[str, Any]:
-        """Returns the method's arguments as plain values, enough to build it again on the same backbone."""
-        return {
-            "temperature": self.temperature,
-            "symmetric": self.symmetric,
-            "joint_bn": self.joint_bn,
-            "proj_hidden_dim": self.proj_hidden_dim,
-            "proj_dim": self.proj_dim,
-        }
+        """Returns the method's arguments as plain values, enough to build it again on the same backbone.
+
+        They are those of the signatures of ``__init__``; each is read from the attribute of the same name.
+        """
+        return {name: getattr(self, name) for name in method_arguments(type(self))}
 
     def project(self, x: Tensor) -> Tensor:
         """Maps images to unit vectors, the space in which the loss compares views.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,7 @@ from simco_zoo.hub.folder import LOADING_ARGUMENTS, WeightsFolder
 from simco_zoo.hub.weights import create_with_weights, load_projector, resolve
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
-from simco_zoo.models.moco import MoCo, MoCoV1
-from simco_zoo.models.simco import SimCo
-from simco_zoo.models.simmoco import SimMoCo
-
-METHODS: dict[str, type[ContrastiveModel]] = {"simco": SimCo, "simmoco": SimMoCo, "mocov1": MoCoV1, "mocov2": MoCo}
+from simco_zoo.models.methods import METHODS, method_of, split_arguments
 
 
 def list_models(
@@ -90,7 +85,7 @@ def create_model(
                 f"{identifier!r} is a method and needs a backbone: create_model({identifier!r}, backbone='resnet18') "
                 f"with any name of timm, or one of {', '.join(list_models(identifier + '_*'))}."
             )
-        return _create_free(METHODS[identifier], backbone, backbone_kwargs, small_stem, pretrained, weights, kwargs)
+        return _create_free(METHODS[identifier].cls, backbone, backbone_kwargs, small_stem, pretrained, weights, kwargs)
 
     architecture = split_model_name_tag(identifier)[0]
     if architecture not in zoo.__all__:
@@ -104,8 +99,7 @@ def create_model(
             "e.g. create_model('simco', backbone='resnet18', small_stem=True)."
         )
     found = resolve(identifier, weights=weights, cache_dir=cache_dir) if pretrained or weights is not None else None
-    method = METHODS[architecture.split("_")[0]]
-    return _assemble(method, architecture, {}, {**kwargs, **(backbone_kwargs or {})}, found)
+    return _assemble(method_of(architecture).cls, architecture, {}, {**kwargs, **(backbone_kwargs or {})}, found)
 
 
 def _create_published(
@@ -121,7 +115,13 @@ def _create_published(
         raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
     found = resolve(name, cache_dir=cache_dir)
     section = found.config.get("simco_zoo")
-    if not section or section.get("method") not in METHODS:
+    if section and section.get("method") not in METHODS:
+        raise ValueError(
+            f"{found.origin} was published with the method {section.get('method')!r}, which is not known here; import "
+            "the module that registers it (simco_zoo.register_method), or load the bare backbone with "
+            f"timm.create_model({name!r}, pretrained=True)."
+        )
+    if not section:
         raise ValueError(
             f"{found.origin} was not published by simco-zoo (its config.json names no method); "
             f"load it with timm.create_model({name!r}, pretrained=True)."
@@ -130,7 +130,7 @@ def _create_published(
     arguments = {**classes, **section.get("method_config", {}), **kwargs, **(backbone_kwargs or {})}
     model_args = found.config.get("model_args") or {}
     return _assemble(
-        METHODS[section["method"]], found.config["architecture"], model_args, arguments, found, load=pretrained
+        METHODS[section["method"]].cls, found.config["architecture"], model_args, arguments, found, load=pretrained
     )
 
 
@@ -182,11 +182,9 @@ def _assemble(
         load: Whether to load them; otherwise they only describe the model.
         timm_weights: Whether the backbone starts from timm's own weights.
     """
-    method_names = set(inspect.signature(method.__init__).parameters) | set(inspect.signature(MoCo.__init__).parameters)
-    method_names -= {"self", "backbone", "kwargs"}
-    method_arguments = {key: value for key, value in arguments.items() if key in method_names}
+    method_arguments, backbone_arguments = split_arguments(method, arguments)
     build = {"num_classes": 0, **{k: v for k, v in model_args.items() if k != "num_classes"}}
-    build.update({key: value for key, value in arguments.items() if key not in method_names})
+    build.update(backbone_arguments)
     if found is not None:
         build["pretrained_cfg"] = found.timm_cfg()
 

@@ -157,9 +157,6 @@ class MoCo(MomentumModel):
         self.queue.index_copy_(0, slots, keys.to(self.queue.dtype))
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % self.queue_size)
 
-    def method_config(self) -> dict[str, Any]:
-        return {**super().method_config(), "queue_size": self.queue_size, "bn_splits": self.bn_splits}
-
 
 def _normalizes_apart(module: nn.Module) -> bool:
     """Whether batch norm sees one process's images only."""

@@ -99,6 +99,3 @@ class MomentumModel(ContrastiveModel):
         if self.training and not self.hold_key_encoder:
             self.key_encoder.momentum_update(self, self.momentum)
         return self.key_encoder
-
-    def method_config(self) -> dict[str, Any]:
-        return {**super().method_config(), "momentum": self.momentum}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +79,3 @@ class SimCo(ContrastiveModel):
         )
         queries = z if self.symmetric else z[:1]
         return contrast_report(mean_over_pairs(loss, queries, keys), z[0], z[1], features)
-
-    def method_config(self) -> dict[str, Any]:
-        return {**super().method_config(), "dt_m": self.dt_m}

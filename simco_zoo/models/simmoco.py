@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +92,3 @@ class SimMoCo(MomentumModel):
             positives,
             features,
         )
-
-    def method_config(self) -> dict[str, Any]:
-        return {**super().method_config(), "dt_m": self.dt_m}

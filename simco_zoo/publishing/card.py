@@ -8,7 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-METHOD_NAMES = {"simco": "SimCo", "simmoco": "SimMoCo", "mocov1": "MoCo v1", "mocov2": "MoCo v2"}
+from simco_zoo.models.methods import METHODS, method_title
+
 _RECIPE_ROWS = {
     "epochs": "epochs",
     "steps": "steps",
@@ -40,7 +41,8 @@ def model_card(config: dict[str, Any]) -> str:
         README.md with the YAML header that the Hub reads.
     """
     section = config["simco_zoo"]
-    method, data, metrics = METHOD_NAMES[section["method"]], section["data"], section["metrics"]
+    method, data, metrics = method_title(section["method"]), section["data"], section["metrics"]
+    paper = METHODS[section["method"]].paper if section["method"] in METHODS else ""
     tag, finetuned = config["pretrained_cfg"].get("tag"), section["recipe"].get("finetuned_from")
     name = config["architecture"] + (f".{tag}" if tag else "")
     if config["architecture"] not in ("small_stem",) and "_" not in config["architecture"]:
@@ -71,8 +73,8 @@ def model_card(config: dict[str, Any]) -> str:
             else f"A backbone trained without labels by {method}"
         )
         + (f" on {data['name']}" if data.get("name") else "")
-        + '; see "Dual Temperature Helps Contrastive Learning Without Many Negative Samples: Towards Understanding and '
-        'Simplifying MoCo" (CVPR 2022, arXiv:2203.17248). Made with simco-zoo.',
+        + (f"; see {paper}" if paper else "")
+        + ". Made with simco-zoo.",
         "## Use\n" + _usage(config, name),
         "## Training\n" + _training(config),
     ]
@@ -145,7 +147,7 @@ from transformers import AutoModel
 backbone = AutoModel.from_pretrained("PATH_OR_REPOSITORY")
 ```
 """
-    if not config.get("model_args") and architecture.startswith(tuple(METHOD_NAMES)):
+    if not config.get("model_args") and architecture.startswith(tuple(METHODS)):
         text += f"""
 ```python
 import torch
@@ -189,7 +191,7 @@ def _training(config: dict[str, Any]) -> str:
         described = f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
     else:
         described = f"{loss['name']}, temperature {loss['temperature']:g}"
-    rows = [("pretrained by" if recipe.get("finetuned_from") else "method", METHOD_NAMES[section["method"]])]
+    rows = [("pretrained by" if recipe.get("finetuned_from") else "method", method_title(section["method"]))]
     if recipe.get("converted_from"):
         rows.append(("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}"))
         rows.append(("settings of the training", "not in the checkpoint"))

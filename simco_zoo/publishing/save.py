@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE
-from simco_zoo.models import ContrastiveModel
+from simco_zoo.models import ContrastiveModel, zoo
 from simco_zoo.publishing.card import model_card
 from simco_zoo.publishing.fingerprint import fingerprint
 from simco_zoo.version import __version__
@@ -139,7 +138,7 @@ def save_pretrained(
 
 def auto_map(architecture: str) -> dict[str, str]:
     """Returns config.json's entry that leads transformers to the remote code."""
-    if not re.fullmatch(r"(simco|simmoco|mocov1|mocov2)_r(18|34|50)(_025)?", architecture):
+    if architecture not in zoo.__all__:
         raise ValueError(
             f"there is no remote code for {architecture}, only for the registered names; leave remote_code out "
             "(a free backbone of timm needs none)."

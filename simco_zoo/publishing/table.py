@@ -12,7 +12,8 @@ from timm.models import split_model_name_tag
 
 from simco_zoo.files import write_text
 from simco_zoo.hub.weights import published
-from simco_zoo.publishing.card import METHOD_NAMES, markdown_table
+from simco_zoo.models.methods import method_of
+from simco_zoo.publishing.card import markdown_table
 
 HEADER = ("name", "tag", "method", "data", "params", "kNN", "linear", "size", "where")
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
@@ -48,7 +49,7 @@ def _row(name: str, config: dict[str, Any] | None, where: str) -> tuple[str, ...
     return (
         architecture,
         tag or "-",
-        METHOD_NAMES[architecture.split("_")[0]],
+        method_of(architecture).title,
         section.get("data", {}).get("name") or "-",
         f"{parameters / 1e6:.2f} M",
         f"{metrics['knn_top1']:.2f}" if "knn_top1" in metrics else "-",

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from simco_zoo.publishing.card import METHOD_NAMES
+from simco_zoo.models.methods import METHODS
 from simco_zoo.report.pictures import RUN_COLORS
 from simco_zoo.report.runs import Run
 
@@ -73,7 +73,7 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 def _method(run: Run) -> str | None:
     name = run.section.get("method") or str(run.settings.get("model")).split("_")[0]
-    method = METHOD_NAMES.get(name)
+    method = METHODS[name].title if name in METHODS else None
     if not run.supervised:
         return method
     begun = "not pretrained" if run.settings.get("weights") == "none" else method
