@@ -93,11 +93,16 @@ def barrier() -> None:
 
 def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is set on any process; every process has to ask."""
+    return bool(all_reduce_max(int(flag)))
+
+
+def all_reduce_max(number: int) -> int:
+    """Returns the largest of the processes' numbers; every process has to ask."""
     if world_size() == 1:
-        return flag
-    votes = torch.tensor([int(flag)])
+        return number
+    votes = torch.tensor([number])
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return int(votes.item())
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import simco_zoo
 from benchmarks.compare import Row, in_turns, judge, repeated, report, seconds_of
@@ -28,8 +27,11 @@ from benchmarks.lightly_recipe import PREFETCHED, WORKERS, cores, lightly_steps
 from benchmarks.step import COMPACT, STEPS, bare_step, build_trainer, random_images, training_step, views_of_bare
 from simco_zoo.data import ImageData, load_images
 from simco_zoo.distributed import pick_device
+from simco_zoo.training import Pretraining
 from simco_zoo.training.config import AMP_DTYPES
-from simco_zoo.training.pretraining import _Trainer, seeded_generator
+from simco_zoo.training.run import Run
+from simco_zoo.training.state import seeded_generator
+from simco_zoo.training.trainer import run_epoch
 
 KNN_EVERY = 10  # epochs
 PLAIN = {"amp": "none", "channels_last": False, "compile": False}
@@ -54,7 +56,7 @@ class Scale:
     def compile_mode(self) -> str | None:
         return self.fast["compile_mode"] if self.fast["compile"] else None
 
-    def trainer(self, name: str, settings: dict[str, Any]) -> _Trainer:
+    def trainer(self, name: str, settings: dict[str, Any]) -> Pretraining:
         """Returns a trainer, always with the same weights."""
         torch.manual_seed(0)
         model = simco_zoo.create_model(name, backbone_kwargs=self.backbone_kwargs)
@@ -62,7 +64,7 @@ class Scale:
         if len(images) <= queue:  # of which a run would be warned
             images = random_images(queue + 1)
         settings = {**settings, "device": str(self.device), "batch_size": self.batch_size, "tensorboard": False}
-        return build_trainer(model, images, self.folder, test_images=self.test_images, **settings)
+        return build_trainer(model, images, test_images=self.test_images, **settings)
 
 
 def benchmark_gpu(args: argparse.Namespace) -> Iterator[Row | str]:
@@ -113,7 +115,7 @@ def load(args: argparse.Namespace, count: int, test_count: int) -> tuple[ImageDa
 # Is it right?
 
 
-def correctness(scale: Scale, name: str, fast: _Trainer, batch: Tensor) -> Iterator[Row]:
+def correctness(scale: Scale, name: str, fast: Pretraining, batch: Tensor) -> Iterator[Row]:
     """First steps from the same weights, with the same draws for the views: the fast path against plain fp32.
 
     bf16 turns some ReLUs on or off, and each takes its share of the gradient along: the error of the gradient is held
@@ -151,7 +153,7 @@ def exact_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def first_step(trainer: _Trainer, batch: Tensor) -> tuple[Tensor, Tensor]:
+def first_step(trainer: Pretraining, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Makes a step and returns its loss and gradient, which it leaves in the parameters."""
     loss = trainer.step(batch, seeded_generator(0, "views", 0))["loss"].double()
     return loss, torch.cat([p.grad.flatten().double() for p in trainer.model.parameters() if p.grad is not None])
@@ -175,7 +177,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> list[float]:
 
 
 def against_bare(
-    scale: Scale, name: str, trainer: _Trainer, batch: Tensor, aim_of: str, one_sided: bool
+    scale: Scale, name: str, trainer: Pretraining, batch: Tensor, aim_of: str, one_sided: bool
 ) -> Iterator[Row]:
     device, method, n = scale.device, name.split("_")[0], scale.batch_size
     ours = training_step(trainer, batch)
@@ -196,14 +198,14 @@ def against_bare(
         yield report(f"{method}: whole step / its floor", [1e3 * a / scale.repeats / floor for a, _ in times])
 
 
-def synchronizations(scale: Scale, trainer: _Trainer, batch: Tensor) -> Iterator[Row | str]:
+def synchronizations(scale: Scale, trainer: Pretraining, batch: Tensor) -> Iterator[Row | str]:
     """Counts where the host waits for the device: within a step, and when it fetches a batch."""
     if scale.device.type != "cuda":
         yield f"Host synchronizations: not measured, torch counts those of CUDA only, not of {scale.device.type}."
         return
     steps = 4
     step = training_step(trainer, batch)
-    batches = trainer._batches(0, 0, steps + 1)
+    batches = trainer.batches(0, 0, steps + 1)
     next(batches)  # moves the images to the device
     for what, call in (("steps", step), ("batches fetched", lambda: next(batches))):
         places = waits(repeated(call, steps))
@@ -227,14 +229,28 @@ def waits(call: Callable[[], Any]) -> Counter[str]:
 # What does a run cost?
 
 
-def whole_run(scale: Scale, trainer: _Trainer) -> Iterator[Row | str]:
+def whole_run(scale: Scale, trainer: Pretraining) -> Iterator[Row | str]:
     """Measures epochs as a run has them, what is done beside them, and lightly's recipe on the same images."""
     device, n = scale.device, scale.batch_size
-    trainer.progress.step = 0
-    rows = trainer.progress.rows
-    epochs, bar = itertools.count(), tqdm(disable=True)
+    trainer.state.step = 0
+    rows = trainer.state.rows
+    run = Run(
+        scale.folder,
+        {},
+        trainer.config,
+        columns=trainer.columns,
+        best_by=trainer.best_by,
+        tag=None,
+        progress_bar=False,
+    )
+    run.resume("never", trainer.state, trainer.load_state_dict)
     measured = min(3, scale.runs)
-    passes = [seconds_of(lambda: rows.append(trainer.run_epoch(next(epochs), bar)), device) for _ in range(measured)]
+    trainer.total_steps = measured * trainer.steps_per_epoch
+
+    def epoch() -> None:
+        trainer.state.end_epoch(run_epoch(trainer, run))
+
+    passes = [seconds_of(epoch, device) for _ in range(measured)]
     steps = trainer.steps_per_epoch
     ours = [steps * n / seconds for seconds in passes]
     yield report(f"simco: images/s over {measured} epoch(s) of {steps} steps, N = {n}", ours)
@@ -250,7 +266,7 @@ def whole_run(scale: Scale, trainer: _Trainer) -> Iterator[Row | str]:
 
     def finish_epoch() -> None:
         rows[-1].update(trainer.monitor.diagnostics())
-        trainer._save()
+        run.save(trainer.state_dict())
 
     finish_epoch()
     beside = [seconds_of(finish_epoch, device) for _ in range(measured)]

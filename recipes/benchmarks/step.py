@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 import simco_zoo
 from benchmarks.compare import Call, Row, compare
 from simco_zoo.data import ImageData, load_images
-from simco_zoo.training import TrainingConfig
-from simco_zoo.training.pretraining import _Trainer, seeded_generator
+from simco_zoo.distributed import init_distributed, pick_device
+from simco_zoo.training import Pretraining, TrainingConfig
+from simco_zoo.training.state import seeded_generator
 
 # method's full-size model, what its step has to run whatever else it does, and whether view 2 needs no gradient
 STEPS = (
@@ -29,16 +28,16 @@ COMPACT = {"channels": (16, 32, 64, 128)}  # the width of simco_r18_025
 
 
 def build_trainer(
-    model: Any, images: ImageData, folder: Path, *, test_images: ImageData | None = None, **settings: Any
-) -> _Trainer:
-    """Returns the trainer of a run that has been prepared and does not begin; ``folder`` would be the run's."""
-    trainer = _Trainer(model, images, test_images, folder, TrainingConfig(**settings), None, False)
-    trainer.prepare("never")
+    model: Any, images: ImageData, *, test_images: ImageData | None = None, **settings: Any
+) -> Pretraining:
+    """Returns the trainer of a run that does not begin."""
+    config = TrainingConfig(**settings)
+    trainer = Pretraining(model, images, test_images, config, init_distributed(pick_device(config.device)))
     model.train()
     return trainer
 
 
-def training_step(trainer: _Trainer, batch: Tensor) -> Call:
+def training_step(trainer: Pretraining, batch: Tensor) -> Call:
     """Returns the trainer's step on a batch, with other views each time as in a run."""
     steps = itertools.count()
     return lambda: trainer.step(batch, seeded_generator(0, "views", next(steps)))
@@ -86,14 +85,13 @@ def random_images(count: int, classes: int = 10) -> ImageData:
 
 def benchmark_step(args: argparse.Namespace) -> Iterator[Row]:
     n = args.batch_size
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, aim_of, one_sided in STEPS:
-            model = simco_zoo.create_model(name, backbone_kwargs=COMPACT)
-            images = random_images(max(n, getattr(model, "queue_size", 0) + 1))  # a longer queue is warned of
-            trainer = build_trainer(model, images, Path(temporary), device="cpu", batch_size=n)
-            ours = training_step(trainer, images.images[:n])
-            backbone = simco_zoo.create_model(name, backbone_kwargs=COMPACT).backbone
-            baseline = bare_step(backbone, *views_of_bare(n, one_sided))
-            method = name.split("_")[0]
-            what = f"{method}: whole step (views, forward, backward, optimizer), N = {n} / bare {aim_of}"
-            yield compare(what, ours, baseline, args.runs, 1.10)
+    for name, aim_of, one_sided in STEPS:
+        model = simco_zoo.create_model(name, backbone_kwargs=COMPACT)
+        images = random_images(max(n, getattr(model, "queue_size", 0) + 1))  # a longer queue is warned of
+        trainer = build_trainer(model, images, device="cpu", batch_size=n)
+        ours = training_step(trainer, images.images[:n])
+        backbone = simco_zoo.create_model(name, backbone_kwargs=COMPACT).backbone
+        baseline = bare_step(backbone, *views_of_bare(n, one_sided))
+        method = name.split("_")[0]
+        what = f"{method}: whole step (views, forward, backward, optimizer), N = {n} / bare {aim_of}"
+        yield compare(what, ours, baseline, args.runs, 1.10)

@@ -7,13 +7,11 @@ and plain values only and are read with ``weights_only=True``.
 from __future__ import annotations
 
 import pickle
-import random
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from simco_zoo.files import atomic_write
@@ -104,28 +102,3 @@ def check_settings(now: dict[str, Any], then: dict[str, Any], run: Path) -> None
             f"the run in {run} was started with other settings ({listed}); "
             "use the same, another output folder, or resume='never'."
         )
-
-
-def rng_state() -> dict[str, Any]:
-    """Returns the state of the global generators, which drop path and mixup draw from, as plain values and tensors."""
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
-        "random": [version, list(internal), gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restores what ``rng_state`` returned."""
-    torch.set_rng_state(state["torch"])
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, internal, gauss = state["random"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class TrainingConfig:
             as the official code does, and measure it with the kNN.
         tensorboard: Write the log for TensorBoard, too, if that is installed.
         checkpoint_every: Epochs between checkpoints.
+        checkpoint_minutes: Minutes between checkpoints within an epoch, 0 for none.
         keep_checkpoints: Number of checkpoints to keep.
         log_every: Steps between looks at loss and projections; each look waits for the device.
     """
@@ -89,52 +91,82 @@ class TrainingConfig:
     online_linear: bool = False
     tensorboard: bool = True
     checkpoint_every: int = 1
+    checkpoint_minutes: float = 10
     keep_checkpoints: int = 2
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        at_least = {
-            "epochs": 1,
-            "batch_size": 1,
-            "accumulate": 1,
-            "views_per_image": 2,
-            "knn_every": 0,
-            "knn_k": 1,
-            "checkpoint_every": 1,
-            "keep_checkpoints": 1,
-            "log_every": 1,
-            "workers": 0,
-            "warmup_epochs": 0,
-            "weight_decay": 0,
-            "opt_momentum": 0,
-            "seed": 0,
-        }
-        for name, bound in at_least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} is {getattr(self, name)}, but has to be at least {bound}.")
+        check_ranges(
+            self,
+            epochs=(1, math.inf),
+            batch_size=(1, math.inf),
+            accumulate=(1, math.inf),
+            views_per_image=(2, math.inf),
+            knn_every=(0, math.inf),
+            knn_k=(1, math.inf),
+        )
+        check_shared(self)
+        check_choices(self, compile_mode=COMPILE_MODES, negatives=("global", "local"))
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}, but has to be at least 1 (or None for no bound).")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share is {self.decay_share}, but has to be above 0 and at most 1.")
         if self.sizes is not None:
             parse_sizes(self.sizes)
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, but has to be positive.")
-        if self.amp not in AMP_DTYPES:
-            raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
-        if self.compile_mode not in COMPILE_MODES:
-            raise ValueError(f"compile_mode is {self.compile_mode!r}, but has to be one of {', '.join(COMPILE_MODES)}.")
-        if self.negatives not in ("global", "local"):
-            raise ValueError(f"negatives is {self.negatives!r}, but has to be global or local.")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""
         return dataclasses.asdict(self)
 
     @property
+    def images_per_step(self) -> int:
+        """Images of one step of the optimizer, of all processes together."""
+        return self.batch_size * self.accumulate
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up: lr * batch_size * accumulate / 256."""
-        return self.lr * self.batch_size * self.accumulate / 256
+        return self.lr * self.images_per_step / 256
+
+
+def check_shared(config: Any) -> None:
+    """Checks the settings that pretraining and fine-tuning have in common.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    check_ranges(
+        config,
+        warmup_epochs=(0, math.inf),
+        weight_decay=(0, math.inf),
+        opt_momentum=(0, 1),
+        checkpoint_every=(1, math.inf),
+        checkpoint_minutes=(0, math.inf),
+        keep_checkpoints=(1, math.inf),
+        log_every=(1, math.inf),
+        workers=(0, math.inf),
+        seed=(0, math.inf),
+    )
+    check_choices(config, amp=AMP_DTYPES)
+    if not 0 < config.lr < math.inf:
+        raise ValueError(f"lr is {config.lr}, but has to be positive.")
+    if config.clip_grad is not None and not 0 < config.clip_grad < math.inf:
+        raise ValueError(f"clip_grad is {config.clip_grad}, but has to be positive (or None for no bound).")
+
+
+def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
+    """Raises ValueError unless each named setting lies within its range, both ends included."""
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(config, name) <= high:
+            bound = f"between {low:g} and {high:g}" if high < math.inf else f"at least {low:g}"
+            raise ValueError(f"{name} is {getattr(config, name)}, but has to be {bound}.")
+
+
+def check_choices(config: Any, **choices: Iterable[str]) -> None:
+    """Raises ValueError unless each named setting is one of its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but has to be one of {', '.join(known)}.")
 
 
 def parse_sizes(sizes: str) -> list[tuple[int, float]]:
@@ -172,4 +204,4 @@ AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat1
 
 # settings that may differ between a run and its continuation without changing what it computes
 FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile", "compile_mode"}
-FREE_ON_RESUME |= {"tensorboard"}
+FREE_ON_RESUME |= {"tensorboard", "checkpoint_minutes"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from simco_zoo.training.config import AMP_DTYPES
+from simco_zoo.training.config import check_ranges, check_shared
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class FinetuneConfig:
         channels_last: Memory format of images and weights.
         workers: Processes that decode images which do not fit in memory.
         seed: Seed of subset, order, crops, mixup and the classifier's initial weights.
+        checkpoint_every: Epochs between checkpoints.
+        checkpoint_minutes: Minutes between checkpoints within an epoch, 0 for none.
         keep_checkpoints: Number of checkpoints to keep.
+        log_every: Steps between looks at the loss; each look waits for the device.
         tensorboard: Write the log for TensorBoard, too, if that is installed.
     """
 
@@ -62,38 +66,35 @@ class FinetuneConfig:
     channels_last: bool = True
     workers: int = 0
     seed: int = 0
+    checkpoint_every: int = 1
+    checkpoint_minutes: float = 10
     keep_checkpoints: int = 1
+    log_every: int = 10
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        ranges = {
-            "epochs": (1, float("inf")),
-            "batch_size": (2, float("inf")),
-            "layer_decay": (1e-6, 1),
-            "label_fraction": (1e-12, 1),
-            "label_smoothing": (0, 0.999),
-            "mixup": (0, float("inf")),
-            "cutmix": (0, float("inf")),
-            "min_scale": (1e-3, 1),
-            "ema": (0, 0.999999),
-            "warmup_epochs": (0, float("inf")),
-            "weight_decay": (0, float("inf")),
-            "workers": (0, float("inf")),
-            "seed": (0, float("inf")),
-            "keep_checkpoints": (1, float("inf")),
-        }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                bound = f"between {low:g} and {high:g}" if high < float("inf") else f"at least {low:g}"
-                raise ValueError(f"{name} is {getattr(self, name)}, but has to be {bound}.")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, but has to be positive.")
-        if self.amp not in AMP_DTYPES:
-            raise ValueError(f"amp is {self.amp!r}, but has to be one of {', '.join(AMP_DTYPES)}.")
+        check_ranges(
+            self,
+            epochs=(1, math.inf),
+            batch_size=(2, math.inf),
+            layer_decay=(1e-6, 1),
+            label_fraction=(1e-12, 1),
+            label_smoothing=(0, 0.999),
+            mixup=(0, math.inf),
+            cutmix=(0, math.inf),
+            min_scale=(1e-3, 1),
+            ema=(0, 0.999999),
+        )
+        check_shared(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one step of the optimizer, of all processes together."""
+        return self.batch_size
 
     @property
     def peak_lr(self) -> float:
@@ -115,3 +116,7 @@ LINEAR_SGD = FinetuneConfig(
     min_scale=0.08,
     ema=0.0,
 )
+
+# settings that may differ between a run and its continuation without changing what it computes
+FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes", "log_every"}
+FREE_ON_RESUME |= {"tensorboard"}

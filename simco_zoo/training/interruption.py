@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from simco_zoo.distributed import all_reduce_any
+from simco_zoo.distributed import all_reduce_max
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,7 +48,13 @@ class Interruption:
             raise KeyboardInterrupt(f"a second {signal.Signals(number).name}; nothing was saved since the last epoch")
         self.received = number
 
-    def check(self) -> None:
-        """Raises Interrupted if a signal came, on every process if it came to one."""
-        if all_reduce_any(self.received is not None):
+    def check(self, flag: bool = False) -> bool:
+        """Raises Interrupted if a signal came, on every process if it came to one.
+
+        Returns:
+            Whether the flag is set on any process; it travels with the question about signals.
+        """
+        urgency = all_reduce_max(2 if self.received is not None else int(flag))
+        if urgency == 2:
             raise Interrupted(self.received or signal.SIGTERM)
+        return urgency == 1

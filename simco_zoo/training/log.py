@@ -41,9 +41,13 @@ COLUMNS = (
 
 
 def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
-    """Writes the rows of a run, one per epoch, as csv; a value not measured stays empty."""
+    """Writes the rows of a run, one per epoch, as csv; a value not measured stays empty.
+
+    Columns that are not among ``columns``, e.g. of a method of one's own, follow them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="raise", lineterminator="\n")
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,19 +101,19 @@ def test_a_resumed_run_reads_the_same_stream(shards, tmp_path):
         pretrain(model, stream, output=tmp_path / name, **usual)
         return load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])
 
-    from simco_zoo.training import Interrupted
-    from simco_zoo.training import pretraining as loop_module
+    from simco_zoo.training import Interrupted, Pretraining
 
     whole = run("whole")
-    step = loop_module._Trainer.step
+    step = Pretraining.step
 
     def interrupted(self, *inputs):
         report = step(self, *inputs)
-        self.interruption.received = 15 if self.progress.step == 8 else None
+        if self.state.step == 8:
+            signal.raise_signal(signal.SIGTERM)
         return report
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop_module._Trainer, "step", interrupted)
+        patch.setattr(Pretraining, "step", interrupted)
         run("cut")
     resumed = run("cut")
     assert whole["step"] == resumed["step"] == 12

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import sys
 
 import pytest
 import timm
@@ -13,11 +12,10 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.training import LINEAR_SGD, FinetuneConfig, Interrupted, finetune
+from simco_zoo.training import LINEAR_SGD, FinetuneConfig, Finetuning, Interrupted, finetune
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.optimizer import build_optimizer
 
-finetune_module = sys.modules["simco_zoo.training.finetuning"]  # the package has the function of that name
 SETTINGS = {"epochs": 3, "batch_size": 16, "progress_bar": False, "device": "cpu", "lr": 0.02}
 
 
@@ -78,15 +76,15 @@ def test_what_a_run_leaves(done):
 @pytest.mark.parametrize("settings", [{}, {"mixup": 0.5, "cutmix": 0.5}, {"ema": 0.0, "opt": "momentum"}])
 def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch):
     run(tmp_path / "whole", **settings)
-    step = finetune_module._Finetuning._step
+    step = Finetuning.train_step
 
-    def interrupted(self, batch, targets, number):
-        if number == 5:
+    def interrupted(self, batch):
+        if self.state.step == 5:
             signal.raise_signal(signal.SIGTERM)
-        return step(self, batch, targets, number)
+        return step(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(finetune_module._Finetuning, "_step", interrupted)
+        patch.setattr(Finetuning, "train_step", interrupted)
         run(tmp_path / "cut", **settings)
     torch.manual_seed(77)
     run(tmp_path / "cut", **settings)

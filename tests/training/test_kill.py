@@ -13,8 +13,7 @@ import torch
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.training import checkpoint, pretrain
-from simco_zoo.training import pretraining as loop_module
+from simco_zoo.training import Pretraining, checkpoint, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 
 STEPS, KILLS = 60, 20
@@ -34,10 +33,10 @@ def train(folder: Path, kill_at: int | None = None, place: str = "") -> None:
         backbone_kwargs={"drop_path_rate": 0.2},  # draws from torch's global generator
     )
     pixels = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    step, save = loop_module._Trainer.step, checkpoint.torch.save
+    step, save = Pretraining.step, checkpoint.torch.save
 
     def killed_step(self, *inputs):
-        if kill_at == self.progress.step + 1 and place != PLACES[2]:
+        if kill_at == self.state.step + 1 and place != PLACES[2]:
             if place == PLACES[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.schedule.step_update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -49,13 +48,13 @@ def train(folder: Path, kill_at: int | None = None, place: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         save(state, path)
 
-    loop_module._Trainer.step = killed_step  # type: ignore[method-assign]
+    Pretraining.step = killed_step  # type: ignore[method-assign]
     checkpoint.torch.save = killed_save  # type: ignore[assignment]
     try:
         settings = {"epochs": STEPS // 3, "batch_size": 8, "linear": False, "progress_bar": False, "device": "cpu"}
         pretrain(model, load_images(pixels), output=folder, lr=0.5, **settings)
     finally:
-        loop_module._Trainer.step, checkpoint.torch.save = step, save  # type: ignore[method-assign]
+        Pretraining.step, checkpoint.torch.save = step, save  # type: ignore[method-assign]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -81,4 +80,4 @@ def test_killed_at_twenty_random_steps(tmp_path):
     assert whole["step"] == killed["step"] == STEPS
     for name, tensor in whole["model"].items():
         assert torch.equal(killed["model"][name], tensor), name
-    assert torch.equal(killed["rng"][0]["torch"], whole["rng"][0]["torch"])
+    assert torch.equal(killed["processes"][0]["rng"]["torch"], whole["processes"][0]["rng"]["torch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,7 @@ import torch.nn.functional as F
 
 import simco_zoo
 from simco_zoo.evaluation import extract_features, knn
-from simco_zoo.training import TrainingConfig, pretrain
-from simco_zoo.training import pretraining as loop_module
+from simco_zoo.training import Pretraining, TrainingConfig, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.interruption import Interrupted
 from simco_zoo.training.online_probe import LR, OnlineProbe
@@ -93,14 +93,15 @@ def test_a_step_is_sgd_on_the_features_of_the_query_views(method, joint_bn):
 
 
 def test_interrupted_and_resumed_it_is_the_same(probed, tmp_path, monkeypatch):
-    step = loop_module._Trainer.step
+    step = Pretraining.step
 
     def interrupted(self, *inputs):
         report = step(self, *inputs)
-        self.interruption.received = 15 if self.progress.step == 7 else None
+        if self.state.step == 7:
+            signal.raise_signal(signal.SIGTERM)
         return report
 
-    monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
+    monkeypatch.setattr(Pretraining, "step", interrupted)
     with pytest.raises(Interrupted):
         run(tmp_path / "cut", online_linear=True)
     monkeypatch.undo()

@@ -18,11 +18,10 @@ import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import diagnose
-from simco_zoo.training import Interrupted, TrainingConfig, TrainingError, pretrain
-from simco_zoo.training import pretraining as loop_module
+from simco_zoo.training import Interrupted, Pretraining, TrainingConfig, TrainingError, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from simco_zoo.training.optimizer import build_optimizer, build_schedule
-from simco_zoo.training.pretraining import seeded_generator
+from simco_zoo.training.state import seeded_generator
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "knn_every": 2, "linear": False, "progress_bar": False, "device": "cpu"}
 
@@ -117,15 +116,15 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
     kwargs = {"queue_size": 12, "bn_splits": 2} if method == "mocov2" else {}
     whole = pretrain(model(method, **kwargs), images(), output=tmp_path / "whole", **SETTINGS)
 
-    step = loop_module._Trainer.step
+    step = Pretraining.step
 
     def interrupted(self, *inputs):
-        if self.progress.step == stop - 1:
+        if self.state.step == stop - 1:
             # it comes between the optimizer's step and the counter of steps
             monkeypatch.setattr(self.scaler, "update", lambda: signal.raise_signal(number))
         return step(self, *inputs)
 
-    monkeypatch.setattr(loop_module._Trainer, "step", interrupted)
+    monkeypatch.setattr(Pretraining, "step", interrupted)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted) as caught:
         pretrain(model(method, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
@@ -139,7 +138,7 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["start_step"] == stop
     states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
     assert_equal(states[0]["model"], states[1]["model"])
-    assert torch.equal(states[0]["rng"][0]["torch"], states[1]["rng"][0]["torch"])
+    assert torch.equal(states[0]["processes"][0]["rng"]["torch"], states[1]["processes"][0]["rng"]["torch"])
 
 
 def test_a_finished_run_is_not_run_again(run):
@@ -166,7 +165,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
 
 
 def test_a_folder_that_cannot_hold_the_run_is_noticed_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module._Trainer, "step", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(Pretraining, "step", lambda *_: pytest.fail("training began"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"nothing can be written to .*file.*choose another output"):
         pretrain(model(), images(), output=tmp_path / "file" / "run", **SETTINGS)
@@ -228,8 +227,8 @@ def test_on_start_comes_after_the_checks_and_before_the_first_step(tmp_path, mon
     with pytest.raises(ValueError, match="batch_size"):
         pretrain(model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), batch_size=99)
     assert calls == []
-    step = loop_module._Trainer.step
-    monkeypatch.setattr(loop_module._Trainer, "step", lambda *inputs: (calls.append("step"), step(*inputs))[1])
+    step = Pretraining.step
+    monkeypatch.setattr(Pretraining, "step", lambda *inputs: (calls.append("step"), step(*inputs))[1])
     pretrain(
         model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), **{**SETTINGS, "max_steps": 2}
     )
