@@ -121,14 +121,14 @@ def test_weighted_loss_over_the_whole_range(d):
     """-log(p) / (1 - p) against numbers of 50 digits, for log odds d of the negatives."""
     from decimal import Decimal, getcontext
 
-    from simco_zoo.losses import _softplus_over_sigmoid
+    from simco_zoo.losses.closed_gradient import softplus_over_sigmoid
 
     getcontext().prec = 50
     odds = Decimal(d).exp()
     expected = (1 + odds).ln() * (1 + odds) / odds
-    ours = _softplus_over_sigmoid(torch.tensor([d], dtype=torch.float64)).item()
+    ours = softplus_over_sigmoid(torch.tensor([d], dtype=torch.float64)).item()
     assert ours == pytest.approx(float(expected), rel=1e-12)
-    assert _softplus_over_sigmoid(torch.tensor([d])).item() == pytest.approx(float(expected), rel=1e-6)
+    assert softplus_over_sigmoid(torch.tensor([d])).item() == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
