@@ -47,9 +47,12 @@ def info_nce(
     """Computes InfoNCE, -log softmax of the positive among positive and negatives, averaged over the queries.
 
     >>> import torch, simco_zoo
-    >>> views = torch.nn.functional.normalize(torch.eye(2, 4, 4).mean(0) + torch.ones(2, 3, 4), dim=-1)
-    >>> round(simco_zoo.losses.info_nce(views[0], views[1], temperature=0.5).item(), 4)  # log 3: all rows are alike
-    1.0986
+    >>> z1, z2 = torch.eye(3), torch.eye(3)  # three aligned pairs, orthogonal to each other
+    >>> simco_zoo.losses.info_nce(z1, z2, temperature=1.0)  # log(1 + 2 / e)
+    tensor(0.5514)
+    >>> queue = torch.nn.functional.normalize(torch.ones(8, 3), dim=1)
+    >>> simco_zoo.losses.info_nce(z1, z2, queue, temperature=1.0) < 2
+    tensor(True)
 
     NT-Xent (SimCLR) is the mean of both directions with the other rows of both views as negatives::
 
@@ -125,10 +128,11 @@ def dual_temperature(
     ("Decoupled Contrastive Learning", ECCV 2022), n the number of logits.
 
     >>> import torch, simco_zoo
-    >>> rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [-1.0, 0.3]]), dim=1)
-    >>> loss = simco_zoo.losses.dual_temperature(rows, rows.roll(1, dims=1), temperature=0.1, dt_m=10.0)
-    >>> loss.shape
-    torch.Size([])
+    >>> z1 = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [-1.0, 0.3]]), dim=1)
+    >>> z2 = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.6, 1.0], [-1.0, 0.9]]), dim=1)
+    >>> loss = simco_zoo.losses.dual_temperature(z1, z2, temperature=0.1, dt_m=10.0)
+    >>> simco_zoo.losses.dual_temperature(z1, z2, dt_m=1.0) == simco_zoo.losses.info_nce(z1, z2)
+    tensor(True)
 
     The weight is a constant for the gradient, in higher derivatives too. With ``hardness`` or ``class_prior`` the
     direction of the gradient changes, but 1 - p(tau_beta) stays that of the plain negatives (unless ``dt_m=1``).

@@ -210,7 +210,8 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not MIN_TEMPERATURE <= temperature < math.inf:
+    # an fp32 tensor may hold 1e-6 rounded down
+    if not MIN_TEMPERATURE * (1 - 1e-6) <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but has to be positive, finite and >= {MIN_TEMPERATURE:g}.")
 
 
