@@ -1,6 +1,13 @@
 """Evaluation: features, and what they are worth."""
 
-from simco_zoo.evaluation.diagnostics import alignment, diagnose, effective_rank, uniformity
+from simco_zoo.evaluation.diagnostics import (
+    alignment,
+    center_and_residual,
+    diagnose,
+    effective_rank,
+    off_diagonal_covariance,
+    uniformity,
+)
 from simco_zoo.evaluation.export import write_features
 from simco_zoo.evaluation.features import Features, extract_features
 from simco_zoo.evaluation.knn import knn
@@ -9,11 +16,13 @@ from simco_zoo.evaluation.linear import linear_probe
 __all__ = [
     "Features",
     "alignment",
+    "center_and_residual",
     "diagnose",
     "effective_rank",
     "extract_features",
     "knn",
     "linear_probe",
+    "off_diagonal_covariance",
     "uniformity",
     "write_features",
 ]

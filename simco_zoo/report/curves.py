@@ -17,8 +17,14 @@ PANELS = [
     ("proj_std", "deviation of projections (1 = uniform)"),
     ("effective_rank", "effective rank of the features"),
     ("uniformity", "uniformity (lower: fuller)"),
+    ("center_norm", "mean projection: length (1 = collapse)"),
+    ("strength_mean", "strength 1 - p of the anchors: mean"),
+    ("strength_cv", "strength 1 - p: variation (0 = all alike)"),
     ("log_w_q50", "log w of the anchors: median, 5 to 95 %"),
 ]
+NOTES = {
+    "log_w_q50": "The wider the band of the factors w, the more\nunequally InfoNCE moves the anchors.",
+}
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
@@ -42,7 +48,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
             for low, high in (("log_w_q05", "log_w_q95"), ("log_w_q25", "log_w_q75")):
                 ends = ([row[low] for row in known], [row[high] for row in known])
                 axes.fill_between(epochs, *ends, color="C0", alpha=0.2, linewidth=0)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("\n".join(["epoch", *([NOTES[column]] if column in NOTES else [])]))
         axes.set_title(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

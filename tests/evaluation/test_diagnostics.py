@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.evaluation import alignment, diagnose, effective_rank, uniformity
+from simco_zoo.evaluation import (
+    alignment,
+    center_and_residual,
+    diagnose,
+    effective_rank,
+    off_diagonal_covariance,
+    uniformity,
+)
 
 
 @pytest.fixture
@@ -37,6 +44,22 @@ def test_effective_rank_of_known_matrices(z):
     assert effective_rank(z[0]) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
+def test_center_residual_and_covariance_are_those_of_the_formulas(z):
+    rows = torch.cat(z).double().numpy()
+    center = rows.mean(axis=0)
+    found = center_and_residual(*z)
+    assert found == pytest.approx((np.linalg.norm(center), np.mean([np.linalg.norm(row - center) for row in rows])))
+    point = z[0][:1].expand(20, 8)
+    assert center_and_residual(point, point) == pytest.approx((1, 0), abs=1e-6)
+
+    covariance = np.cov((z[0].double() * math.sqrt(8)).numpy(), rowvar=False)
+    expected = sum(covariance[i, j] ** 2 for i in range(8) for j in range(8) if i != j) / 8
+    assert off_diagonal_covariance(z[0]) == pytest.approx(expected)
+    assert off_diagonal_covariance(point) == pytest.approx(0, abs=1e-9)
+    line = torch.tensor([1.0, -1.0]).repeat(500)[:, None] * F.normalize(torch.ones(1, 8), dim=1)
+    assert off_diagonal_covariance(line) == pytest.approx(7, rel=0.01)  # all of 8 coordinates are one
+
+
 def test_diagnose_tells_trained_from_untrained_and_leaves_the_model_alone():
     images = load_images("photos", split="test")
     found = {}
@@ -51,6 +74,9 @@ def test_diagnose_tells_trained_from_untrained_and_leaves_the_model_alone():
         assert diagnose(model, images, limit=128) == found[pretrained]
     assert found[True]["uniformity"] < found[False]["uniformity"] - 1
     assert found[True]["effective_rank"] > 1.5 * found[False]["effective_rank"]
+    assert found[True]["strength_cv"] > 5 * found[False]["strength_cv"]
+    assert found[True]["center_norm"] < 0.5 < found[False]["center_norm"]
+    assert found[True]["residual_norm"] > 0.8
     spread = {key: value["log_w_q95"] - value["log_w_q05"] for key, value in found.items()}
     assert spread[True] > 5 * spread[False] > 0  # a trained network finds some anchors easy, others hard
 
@@ -69,3 +95,7 @@ def test_log_w_quantiles_are_those_of_the_formula(monkeypatch):
     expected = torch.log((1 - p[1]) / (1 - p[0]))
     assert found["log_w_q50"] == pytest.approx(expected.quantile(0.5).item(), rel=1e-6)
     assert found["log_w_q95"] == pytest.approx(expected.quantile(0.95).item(), rel=1e-6)
+    strength = (1 - p[0]).detach().numpy()
+    assert found["strength_mean"] == pytest.approx(strength.mean(), rel=1e-6)
+    assert found["strength_cv"] == pytest.approx(np.std(strength) / strength.mean(), rel=1e-6)
+    assert found["off_diagonal_covariance"] == pytest.approx(off_diagonal_covariance(seen[0].detach()))
