@@ -14,7 +14,6 @@ import argparse
 import json
 
 import torch
-from _common import run
 from benchmarks.data import benchmark_loader, benchmark_views
 from benchmarks.evaluation import benchmark_extract, benchmark_knn
 from benchmarks.floor import benchmark_floor
@@ -24,6 +23,7 @@ from benchmarks.loss import benchmark_loss
 from benchmarks.processes import benchmark_processes
 from benchmarks.step import benchmark_step
 
+from simco_zoo.cli.run import run
 from simco_zoo.training.config import COMPILE_MODES
 
 BENCHMARKS = {

@@ -1,67 +1,12 @@
 """Fine-tune a pretrained backbone with labels, and leave a classifier that loads in one line.
 
     python recipes/finetune.py --model simco_r18_025 --dataset photos
-    python recipes/finetune.py --model local-dir:runs/NAME/best --dataset FOLDER --label-fraction 0.1
-    python recipes/finetune.py --model simco_r18_025 --weights none --dataset photos   # from scratch, to compare
 
-The best epoch is in OUTPUT/best: a published folder with classifier and label names. Every setting is a flag and a key
-of the config file; a flag goes before the file. The last line printed is JSON, accuracies in percent.
-
-Exit status: 0 done, 1 an error, 130 after Ctrl-C and 143 after SIGTERM; the same command goes on from the last epoch.
+The same as ``simco-zoo finetune``; simco_zoo/cli/finetune.py is the recipe itself, and --help lists its settings.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import re
-import sys
-from pathlib import Path
-
-from _common import run
-from _evaluate import add_source, load_labeled
-
-from simco_zoo.arguments import add_settings, read_settings, write_settings
-from simco_zoo.training import FinetuneConfig, Interrupted, finetune
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="YAML file with any of these settings (underscores for dashes)")
-    add_source(parser)
-    parser.add_argument("--image-size", type=int, help="side in pixels; default: what the model was trained on")
-    parser.add_argument("--output", type=Path, help="the run's folder; default runs/finetune-MODEL-DATASET")
-    parser.add_argument("--tag", help="tag of the published weights; default: the data set's name")
-    parser.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path")
-    add_settings(parser.add_argument_group("training"), FinetuneConfig)
-    args, config = read_settings(parser, FinetuneConfig, argv)
-
-    model, images, test_images = load_labeled(args, args.image_size)
-    dataset = Path(args.dataset).name
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-")
-    output = args.output or Path("runs") / f"finetune-{name}-{dataset}"
-    print(
-        f"{len(images)} labeled images of {images.image_size} px, {images.skipped or 'none'} skipped; output: {output}"
-    )
-    try:
-        result = finetune(
-            model,
-            images,
-            test_images,
-            output=output,
-            config=config,
-            resume=args.resume,
-            name=None if args.model.startswith("local-dir:") else args.model.removeprefix("hf-hub:"),
-            tag=args.tag or dataset,
-            on_start=lambda: write_settings(output / "config.yaml", args),
-        )
-    except Interrupted as error:
-        print("interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
-        return error.exit_code
-    print(f"load it: simco_zoo.create_model('local-dir:{result['folder']}', pretrained=True)")
-    print(json.dumps(result))
-    return 0
-
+from simco_zoo.cli.finetune import main
+from simco_zoo.cli.run import run
 
 if __name__ == "__main__":
     run(main)

@@ -2,30 +2,11 @@
 
     python recipes/knn.py --model simco_r18_025 --dataset uoft-cs/cifar100
 
-The last line printed is JSON, accuracies in percent.
+The same as ``simco-zoo knn``; simco_zoo/cli/knn.py is the recipe itself, and --help lists its settings.
 """
 
-from __future__ import annotations
-
-import json
-
-from _common import run
-from _evaluate import build_parser, extract_splits
-
-from simco_zoo.evaluation import knn
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(__doc__)
-    parser.add_argument("--k", type=int, default=200, help="neighbors that vote")
-    parser.add_argument("--temperature", type=float, default=0.1, help="of the votes exp(cosine / temperature)")
-    args = parser.parse_args(argv)
-    train, test = extract_splits(args)
-    result = knn(train.features, train.labels, test.features, test.labels, k=args.k, temperature=args.temperature)
-    described = {"model": args.model, "dataset": args.dataset, "k": args.k, "temperature": args.temperature}
-    print(json.dumps({**result, **described, "train": len(train), "test": len(test)}))
-    return 0
-
+from simco_zoo.cli.knn import main
+from simco_zoo.cli.run import run
 
 if __name__ == "__main__":
     run(main)

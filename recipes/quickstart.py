@@ -2,106 +2,11 @@
 
     python recipes/quickstart.py
 
-Loads the shipped weights, measures the kNN accuracy of raw pixels, an untrained and the shipped network on the built-in
-photographs, trains the untrained one for about a minute, and draws two pictures: nearest neighbors, and a map of the
-features. The last line printed is JSON.
+The same as ``simco-zoo quickstart``; simco_zoo/cli/quickstart.py is the recipe itself, and --help lists its settings.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import sys
-import time
-from pathlib import Path
-
-import torch
-from torch import Tensor
-
-import simco_zoo
-from simco_zoo.data import ImageData, load_images, normalize
-from simco_zoo.evaluation import extract_features, knn
-from simco_zoo.report.pictures import draw_map, draw_neighbors, pick_images
-from simco_zoo.training import pretrain
-
-MODEL = "simco_r18_025"
-
-
-def measure(train: Tensor, test: Tensor, images: ImageData, test_images: ImageData) -> float:
-    return knn(train, images.labels, test, test_images.labels)["top1"]
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--epochs", type=int, default=6, help="of the training from scratch")
-    parser.add_argument("--limit", type=int, help="use only so many patches of each photograph's")
-    args = parser.parse_args(argv)
-    began = time.perf_counter()
-    args.output.mkdir(parents=True, exist_ok=True)
-
-    print("1. load the shipped weights, and the built-in photographs (16, cut into patches of 32 px)")
-    shipped = simco_zoo.create_model(MODEL, pretrained=True)
-    torch.manual_seed(0)
-    scratch = simco_zoo.create_model(MODEL)
-    images, test_images = load_images("photos"), load_images("photos", split="test")
-    if args.limit:
-        images, test_images = (
-            part.subset(torch.cat([(part.labels == label).nonzero()[: args.limit, 0] for label in range(16)]))
-            for part in (images, test_images)
-        )
-    print(f"   {len(images)} training and {len(test_images)} test patches; a label is the photograph of a patch")
-
-    print("2. extract features, and classify the test patches by their nearest training patches", flush=True)
-    top1: dict[str, float] = {}
-    pixels = [normalize(part.images, shipped.pretrained_cfg).flatten(1) for part in (images, test_images)]
-    top1["raw pixels"] = measure(*pixels, images, test_images)
-    untrained = [extract_features(scratch, part).features for part in (images, test_images)]
-    top1["untrained network"] = measure(*untrained, images, test_images)
-    features, test_features = (extract_features(shipped, part).features for part in (images, test_images))
-    top1["shipped weights"] = measure(features, test_features, images, test_images)
-
-    print("3. train the untrained network with SimCo, about a minute", flush=True)
-    folder = pretrain(
-        scratch,
-        images,
-        test_images=test_images,
-        output=args.output / "pretrain",
-        resume="never",
-        epochs=args.epochs,
-        batch_size=min(256, len(images)),
-        lr=0.06,
-        knn_every=2,
-        linear=False,
-        tag="photos",
-    )
-    trained = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
-    trained_features = [extract_features(trained, part).features for part in (images, test_images)]
-    top1[f"trained here, {args.epochs} epochs"] = measure(*trained_features, images, test_images)
-
-    print("4. draw", flush=True)
-    draw_neighbors(
-        args.output / "neighbors.png",
-        images,
-        features,
-        test_images,
-        test_features,
-        rows=pick_images(test_images, 16),  # one of each photograph
-        blocks=2,
-        title="Queries (test patches) and their five nearest training patches; red: from another photograph",
-    )
-    title = f"Features of {len(test_images)} test patches by the shipped {MODEL} (t-SNE)"
-    draw_map(args.output / "map.png", test_images, test_features, title=title)
-
-    print(f"\n{'features':<28}kNN top-1 on photos (%)")
-    for name, value in top1.items():
-        print(f"{name:<28}{value:>6.1f}")
-    print(f"\npictures: {args.output / 'neighbors.png'}, {args.output / 'map.png'}")
-    print(f"load what was trained: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
-    seconds = round(time.perf_counter() - began, 1)
-    print(json.dumps({"knn_top1": top1, "folder": str(folder), "seconds": seconds}))
-    return 0
-
+from simco_zoo.cli.quickstart import main
+from simco_zoo.cli.run import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -24,11 +24,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from _common import run
 from paper.cells import BATCH_SIZES, DEVIATIONS, EPOCHS, HUB_IDS, METHODS, PAPER, Cell
 from paper.scheduler import command, epochs_done, only_one, run_cells
 from paper.table import METRICS, draw_table, read_table, summarize
 
+from simco_zoo.cli.run import run
 from simco_zoo.files import write_text
 from simco_zoo.training.config import AMP_DTYPES, COMPILE_MODES
 

@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _common import run
-
 import simco_zoo
+from simco_zoo.cli.run import run
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, knn, linear_probe

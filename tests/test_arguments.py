@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
+import sys
 
 import pytest
 
-from simco_zoo.arguments import add_settings, read_settings, write_settings
+from simco_zoo.arguments import (
+    add_config,
+    add_method_settings,
+    add_settings,
+    find_config,
+    import_first,
+    method_arguments,
+    place,
+    read_settings,
+    write_settings,
+)
 from simco_zoo.training import TrainingConfig
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser()
-    p.add_argument("--config", type=Path)
+    add_config(p)
     p.add_argument("--model", default="simco_r18")
     add_settings(p, TrainingConfig)
     return p
@@ -55,9 +65,93 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("epochs: [1", r"is no YAML in line \d; write lines like"),
     ("epochs: many", "has epochs: 'many', but epochs is of type int"),
+    ("epochs: null", "has epochs: None, but epochs is of type int; leave the line out for the default, 200"),
+    ("epochs: 3.7", "has epochs: 3.7, but epochs is of type int"),
+    ("epochs: true", "has epochs: True, but epochs is of type int"),
+    ("epochs: [3]", r"has epochs: \[3\], but epochs is of type int"),
+    ("linear: 'false'", "has linear: 'false', but linear is true or false, without quotes"),
+    ("linear: 0", "has linear: 0, but linear is true or false, without quotes"),
+    ("linear: null", "has linear: None, but linear is true or false"),
+    ("views: {a: 1}", "but views is of type str"),
 ])  # fmt: skip
 def test_what_is_no_setting_is_named(text, message, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_settings(parser(), TrainingConfig, ["--config", str(file)])
+
+
+def test_a_config_is_found_by_its_name_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = find_config("cifar100/simco_r18")
+    assert file.name == "simco_r18.yaml" and "simco_r18" in file.read_text()
+    (tmp_path / "mine.yaml").write_text("epochs: 3\n")
+    assert find_config("mine.yaml").samefile(tmp_path / "mine.yaml")
+    with pytest.raises(ValueError, match=r"no file cifar100/simco_r19, .*names are .*cifar100/simco_r18, "):
+        find_config("cifar100/simco_r19")
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("epochs: 3\n")
+    assert find_config("~/c.yaml") == tmp_path / "c.yaml"
+    assert place("~/images") == f"{tmp_path}/images"
+    assert place("local-dir:~/run/last") == f"local-dir:{tmp_path}/run/last"
+    assert place("photos") == "photos"
+
+
+class Base:
+    """A base.
+
+    Args:
+        backbone: Not a setting.
+        width: Width of it,
+            in pixels.
+        depth: Depth.
+    """
+
+    def __init__(self, backbone: object, *, width: int = 3, depth: int | None = None) -> None: ...
+
+
+class Derived(Base):
+    """A method.
+
+    Args:
+        ratio: A ratio, 100 % at most.
+    """
+
+    def __init__(
+        self, backbone: object, *, ratio: float = 0.5, width: int = 4, flag: bool = True, **kwargs: int
+    ) -> None:
+        super().__init__(backbone, width=width, **kwargs)
+
+
+def test_arguments_of_a_method_come_from_the_signatures_of_all_its_classes():
+    assert method_arguments(Derived) == {
+        "ratio": (float, 0.5, "A ratio, 100 % at most."),
+        "width": (int, 4, "Width of it, in pixels."),
+        "flag": (bool, True, ""),
+        "depth": (int | None, None, "Depth."),
+    }
+    p = argparse.ArgumentParser()
+    add_method_settings(p, {"base": Base, "derived": Derived})
+    shown = " ".join(p.format_help().split())
+    assert "A ratio, 100 % at most. Defaults: derived: 0.5." in shown
+    assert "Width of it, in pixels. Defaults: base: 3; derived: 4." in shown
+    args = p.parse_args(["--width", "7", "--no-flag"])
+    assert (args.width, args.flag, args.ratio, args.depth) == (7, False, None, None)
+
+
+def test_a_module_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "registers_something.py").write_text("import sys\nsys.registered = 1\n")
+    (tmp_path / "c.yaml").write_text("import: registers_something\n")
+    import_first(["--config", str(tmp_path / "c.yaml")])
+    assert sys.registered == 1 and sys.modules.pop("registers_something")
+    del sys.registered
+    import_first(["--import", "registers_something", "--other", "1"])
+    assert sys.registered == 1
+    del sys.registered
+    with pytest.raises(ValueError, match="there is no module of that name"):
+        import_first(["--import", "registers_nothing"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import torch
 from PIL import Image
 
 import simco_zoo
-from simco_zoo.cli import main
+from simco_zoo import cli
+from simco_zoo.cli import COMMANDS, main
+
+NAMES = [name for group in COMMANDS.values() for name in group]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,9 @@ def test_list_with_a_pattern(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 5
     assert main(["list", "nothing*"]) == 1
     assert "no model matches 'nothing*'" in capsys.readouterr().err
+    assert main(["list", "r18"]) == 1
+    assert "no model matches 'r18'; try '*r18*'" in capsys.readouterr().err
+    assert main(["list", "*r18*"]) == 0
 
 
 def test_list_pretrained_shows_what_can_be_loaded(capsys):
@@ -102,3 +110,49 @@ def test_import_brings_in_nothing_heavy():
     code = f"import sys, simco_zoo; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "console",
+        "run",
+        "sources",
+    }
+    assert files == {*NAMES} and all(f"  {name} " in shown for name in NAMES)
+    assert main(["pretrian"]) == 2
+    assert "no command 'pretrian'; did you mean pretrain?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_a_command(name, capsys):
+    """What it does, an example, and for every setting its default."""
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    usage, first, example, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: simco-zoo {name}") and len(usage) < 120
+    assert first.endswith(".") and len(first.splitlines()) == 1 and f"    simco-zoo {name}" in example
+    parser = parser_of(name)
+    for action in parser._actions:
+        shown = parser._get_formatter()._expand_help(action)
+        assert len(shown.split()) > 1, action.dest
+        if not action.required and action.nargs != 0:
+            assert "default" in shown.lower() or not action.option_strings, f"{name} --{action.dest}: {shown}"
+
+
+def parser_of(name: str):
+    """The parser that a command calls parse_args, or parse_known_args, of."""
+    parsers = []
+
+    def stop(self, *_):
+        parsers.append(self)
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        main([name])
+    return parsers[0]

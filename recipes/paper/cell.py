@@ -6,17 +6,13 @@ Takes pretrain.py's flags and ends with its exit status. The run's folder gets `
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, it is started from its own folder
-
-import pretrain
-from _common import run
-
 import simco_zoo
 from simco_zoo.arguments import read_settings
+from simco_zoo.cli import pretrain
+from simco_zoo.cli.run import run
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, linear_probe

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +95,7 @@ def extract_to_file(
 ) -> dict[str, Any]:
     """Extracts the features of images with a published model and writes them to a file.
 
-    Images that cannot be read are listed on stderr and left out.
+    Images that cannot be read are left out.
 
     Args:
         model_name: A name with weights, ``local-dir:PATH`` or ``hf-hub:org/name``.
@@ -111,7 +109,7 @@ def extract_to_file(
         **load: Further arguments of ``load_images``.
 
     Returns:
-        ``count``, ``dim``, ``skipped`` (their number) and ``output`` (absolute path).
+        ``count``, ``dim``, ``output`` (absolute path), and ``skipped``, the (name, reason) of each image left out.
 
     Raises:
         ValueError: If the output's suffix is unknown or no image can be read.
@@ -134,40 +132,6 @@ def extract_to_file(
     )
     path = Path(output).absolute()
     if is_main():
-        for name, reason in features.skipped:
-            print(f"skipped {name}: {reason}", file=sys.stderr)
         write_features(features, path)
     dim = features.features.shape[1]
-    return {"count": len(features), "dim": dim, "skipped": len(features.skipped), "output": str(path)}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``simco-zoo extract`` and recipes/extract.py."""
-    parser.add_argument("--model", default="simco_r18_025", help="name, local-dir:PATH or hf-hub:org/name")
-    parser.add_argument("--weights", help="file or folder of weights; none for an untrained network")
-    parser.add_argument("--images", required=True, help="folder, data set of the Hub, or photos")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--image-column")
-    parser.add_argument("--label-column")
-    parser.add_argument("--limit", type=int, help="use only so many images")
-    parser.add_argument("--output", required=True, type=Path, help="file: .safetensors, .npz or .parquet")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-
-
-def extract_by_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs ``extract_to_file`` as the arguments say."""
-    return extract_to_file(
-        args.model,
-        args.images,
-        args.output,
-        weights=args.weights,
-        split=args.split,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=args.device,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        limit=args.limit,
-    )
+    return {"count": len(features), "dim": dim, "output": str(path), "skipped": features.skipped}

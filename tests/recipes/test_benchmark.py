@@ -215,10 +215,10 @@ def test_projection_counts_steps_epochs_and_evaluations(recipes):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_is_asked_for_and_absent(recipes):
-    import _common
+    from simco_zoo.cli.run import run
 
     with pytest.raises(SystemExit, match=r"^error: device 'cuda' cannot be used here .*; pass --device cpu") as error:
-        _common.run(lambda: recipes.main(["gpu"]))
+        run(lambda: recipes.main(["gpu"]))
     assert "\n" not in str(error.value)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +21,10 @@ import yaml
 from PIL import Image
 
 import simco_zoo
+from simco_zoo.arguments import CONFIGS, read_settings
+from simco_zoo.cli import COMMANDS, pretrain
 from simco_zoo.models.factory import METHODS
+from simco_zoo.training import TrainingConfig
 from simco_zoo.training.checkpoint import list_checkpoints
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -178,18 +184,27 @@ def test_errors_are_one_sentence(recipe, arguments, message):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_configs_name_real_settings():
-    sys.path.insert(0, str(RECIPES))
-    try:
-        import pretrain as recipe
-    finally:
-        sys.path.remove(str(RECIPES))
-    configs = sorted((RECIPES / "configs").rglob("*.yaml"))
-    assert configs
-    for file in configs:
-        args, config = recipe.read_settings(recipe.build_parser(), recipe.TrainingConfig, ["--config", str(file)])
-        if args.model in METHODS:
-            assert timm.is_model(args.backbone), file
-        else:
-            assert args.model in simco_zoo.list_models(), file
-        assert config.peak_lr > 0
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_configs_name_real_settings(file):
+    args, config = read_settings(pretrain.build_parser(), TrainingConfig, ["--config", str(file)])
+    if args.model in METHODS:
+        assert timm.is_model(args.backbone)
+    else:
+        assert args.model in simco_zoo.list_models()
+    assert config.peak_lr > 0
+    by_name = read_settings(pretrain.build_parser(), TrainingConfig, ["--config", f"{file.parent.name}/{file.stem}"])
+    assert by_name[1] == config and (RECIPES / "configs" / file.relative_to(CONFIGS)).samefile(file)
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_that_is_a_command_has_its_first_sentence(script):
+    """And its example: the script and the command are documented in one voice."""
+    text = ast.get_docstring(ast.parse(script.read_text())) or ""
+    command = re.search(r"simco_zoo/cli/(\w+)\.py", text)
+    if command is None:
+        assert script.stem in ("benchmark", "reproduce", "ship", "analyze")  # of this checkout only
+        return
+    described = importlib.import_module(f"simco_zoo.cli.{command[1]}").__doc__ or ""
+    assert text.splitlines()[0] == described.splitlines()[0]
+    assert f"python recipes/{script.name} " in text + " "
+    assert any(command[1] in group for group in COMMANDS.values())

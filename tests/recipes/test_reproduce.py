@@ -26,11 +26,12 @@ from simco_zoo.training.checkpoint import list_checkpoints
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 try:
-    import pretrain as pretrain_recipe
     import reproduce
     from paper import cell as paper_cell
     from paper import cells, scheduler
     from paper import table as paper_table
+
+    from simco_zoo.cli import pretrain as pretrain_recipe
 finally:
     sys.path.remove(str(RECIPES))
 

@@ -21,14 +21,11 @@ from PIL import Image
 import simco_zoo
 from simco_zoo.training import pretrain
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Imports a recipe; a process of its own for each call would take most of the time, and so would curves.png."""
+    """Imports a command; a process of its own for each call would take most of the time, and so would curves.png."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RECIPES))
         for module in ("pretraining", "finetuning"):
             patch.setattr(sys.modules[f"simco_zoo.training.{module}"], "draw_curves", lambda *args: None)
         yield importlib.import_module
@@ -53,14 +50,14 @@ def runs(recipe, folder, tmp_path_factory) -> dict[str, Path]:
     """Two pretraining runs and a fine-tuning."""
     root = tmp_path_factory.mktemp("runs")
     common = ["--backbone", "test_resnet", "--dataset", str(folder), "--batch-size", "8"]
-    recipe("pretrain").main([
+    recipe("simco_zoo.cli.pretrain").main([
         "--model", "simco", *common, "--epochs", "2", "--knn-every", "1", "--output", str(root / "one"),
     ])  # fmt: skip
-    recipe("pretrain").main([
+    recipe("simco_zoo.cli.pretrain").main([
         "--model", "simmoco", *common, "--epochs", "1", "--lr", "0.05", "--dt-m", "5", "--temperature", "0.1",
         "--no-linear", "--output", str(root / "two"),
     ])  # fmt: skip
-    recipe("finetune").main([
+    recipe("simco_zoo.cli.finetune").main([
         "--model", f"local-dir:{root / 'one' / 'last'}", "--dataset", str(folder), "--batch-size", "8",
         "--epochs", "1", "--min-scale", "0.5", "--output", str(root / "tuned"),
     ])  # fmt: skip
@@ -69,7 +66,7 @@ def runs(recipe, folder, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def few_curves(recipe, monkeypatch) -> None:
-    monkeypatch.setattr(recipe("report"), "PANELS", {"loss": "loss"})
+    monkeypatch.setattr(recipe("simco_zoo.cli.report"), "PANELS", {"loss": "loss"})
 
 
 class Page(HTMLParser):
@@ -114,7 +111,7 @@ class Page(HTMLParser):
 
 def report(recipe, capsys, *arguments: object) -> tuple[Page, dict]:
     capsys.readouterr()
-    assert recipe("report").main([*map(str, arguments)]) == 0
+    assert recipe("simco_zoo.cli.report").main([*map(str, arguments)]) == 0
     printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     return Page(Path(printed["report"])), printed
 
@@ -130,7 +127,7 @@ def whole(recipe, runs, tmp_path_factory) -> tuple[Page, dict, Path]:
     output, out = tmp_path_factory.mktemp("report") / "all.html", io.StringIO()
     stdout, sys.stdout = sys.stdout, out
     try:
-        recipe("report").main([*map(str, runs.values()), "--output", str(output)])
+        recipe("simco_zoo.cli.report").main([*map(str, runs.values()), "--output", str(output)])
     finally:
         sys.stdout = stdout
     return Page(output), json.loads(out.getvalue().strip().splitlines()[-1]), output
@@ -206,7 +203,7 @@ def test_figures_are_those_of_the_runs(whole, runs):
 
 def test_curves_are_those_of_the_logs(recipe, runs, tmp_path, monkeypatch):
     """Every value as log.csv has it; the loss of fine-tuning has a panel of its own."""
-    module, drawn = recipe("report"), {}
+    module, drawn = recipe("simco_zoo.cli.report"), {}
     monkeypatch.setattr(module, "draw_runs", lambda path, logs, column, title: drawn.update({column: logs}))
     module.draw_curves(recipe("simco_zoo.report.runs").read_runs(runs.values()), tmp_path)
     for name, run in runs.items():
@@ -276,7 +273,9 @@ def test_missing_data_are_said(recipe, runs, tmp_path, capsys, few_curves):
     assert page.rows("kNN, last")["moved"]["method"] == "SimCo" and len(page.images) == 1
     assert [Path(path).name for path in printed["pictures"]] == ["curves-loss.png"]
     with pytest.raises(ValueError, match="no folder /no/such/other"):  # what the user names has to be there
-        recipe("report").main([str(runs["one"]), "--dataset", "/no/such/other", "--output", str(tmp_path / "x.html")])
+        recipe("simco_zoo.cli.report").main(
+            [str(runs["one"]), "--dataset", "/no/such/other", "--output", str(tmp_path / "x.html")]
+        )
     assert not (tmp_path / "x.html").exists()
 
 
@@ -398,6 +397,6 @@ def test_errors_say_what_to_do(what, message, recipe, runs, tmp_path):
     elif what == "not writable":
         arguments = ["--output", str(run / "log.csv" / "r.html")]
     with pytest.raises((ValueError, OSError)) as error:
-        recipe("report").main([str(run), *arguments])
+        recipe("simco_zoo.cli.report").main([str(run), *arguments])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "r.html").is_file() and not (tmp_path / "r_files").exists()

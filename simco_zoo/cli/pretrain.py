@@ -1,0 +1,163 @@
+"""Pretrain a backbone on images without labels, and leave a folder that loads in one line.
+
+    simco-zoo pretrain --model simco_r18_025 --dataset photos --epochs 5
+    simco-zoo pretrain --config cifar100/simco_r18
+    simco-zoo pretrain --model simco --backbone convnext_atto --dataset FOLDER --image-size 64
+    torchrun --nproc-per-node 2 -m simco_zoo.cli pretrain --model simco_r18_025 --dataset photos
+
+Every setting is a flag and a key of the config file; a flag takes precedence over the file. The last line
+printed is JSON.
+
+Exit status: 0 done (or done before); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint from which the same
+command continues; anything else is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from timm.models import get_pretrained_cfg
+from timm.utils import ParseKwargs
+
+import simco_zoo
+from simco_zoo.arguments import (
+    add_config,
+    add_import,
+    add_method_settings,
+    add_settings,
+    import_first,
+    local_path,
+    method_arguments,
+    place,
+    read_settings,
+    write_settings,
+)
+from simco_zoo.cli.run import build_command
+from simco_zoo.cli.sources import add_images
+from simco_zoo.data import ImageData, load_images, stream_images
+from simco_zoo.data.streaming import StreamedImages
+from simco_zoo.distributed import init_distributed, pick_device, world_size
+from simco_zoo.models import ContrastiveModel
+from simco_zoo.models.factory import METHODS
+from simco_zoo.training import Interrupted, TrainingConfig, pretrain
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_command("pretrain", __doc__)
+    model = parser.add_argument_group("model")
+    add_config(model)
+    text = "a name of the zoo, or a method over a free backbone (simco, simmoco...)"
+    model.add_argument("--model", type=place, default="simco_r18", help=text)
+    model.add_argument("--backbone", help="timm's name of the backbone, if --model is a method")
+    text = "arguments of the backbone, e.g. drop_path_rate=0.1"
+    model.add_argument("--backbone-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help=text)
+    text = "adapt a free backbone to small images; default: for images up to 64 px"
+    model.add_argument("--small-stem", action=argparse.BooleanOptionalAction, default=None, help=text)
+    add_import(model)
+
+    data = parser.add_argument_group("data")
+    add_images(data)
+    data.add_argument("--train-split", default="train", help="name of the training split")
+    data.add_argument("--test-split", default="test", help="split for the kNN accuracy, or none to go without")
+    data.add_argument("--image-size", type=int, metavar="PX", help="side in pixels; default: the images' own")
+    data.add_argument("--streaming", action="store_true", help="read the data set as it comes (needs --image-size)")
+    text = "images per epoch; default: as many as the stream says that it has"
+    data.add_argument("--epoch-images", type=int, metavar="IMAGES", help=text)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", type=local_path, help="the run's folder; default: runs/MODEL-DATASET")
+    run.add_argument("--tag", help="tag of the published weights; default: the data set's name")
+    run.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path")
+
+    add_method_settings(parser.add_argument_group("method"), METHODS)
+    add_settings(parser.add_argument_group("training"), TrainingConfig)
+    return parser
+
+
+def build_model(args: argparse.Namespace, image_size: int, images: int) -> ContrastiveModel:
+    known = {name for method in METHODS.values() for name in method_arguments(method)}
+    method_settings = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
+    if args.model.startswith("moco"):
+        # the paper's queue of 4096 would be most of a small data set: at most a tenth of the images
+        method_settings.setdefault("queue_size", 2 ** max((images // 10).bit_length() - 1, 0))
+    if args.model not in METHODS:
+        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **method_settings)
+
+    small_stem = image_size <= 64 if args.small_stem is None else args.small_stem
+    cfg = get_pretrained_cfg(args.backbone) if args.backbone else None
+    if cfg is not None and cfg.fixed_input_size:
+        args.backbone_kwargs.setdefault("img_size", image_size)
+    if small_stem:
+        print(f"{args.backbone} gets the small-image stem for images of {image_size} px (--no-small-stem keeps timm's)")
+    return simco_zoo.create_model(
+        args.model,
+        backbone=args.backbone,
+        backbone_kwargs=args.backbone_kwargs,
+        small_stem=small_stem,
+        **method_settings,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    import_first(argv)
+    args, config = read_settings(build_parser(), TrainingConfig, argv)
+    init_distributed(pick_device(config.device))
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    load = {"image_size": args.image_size, "limit": args.limit, **columns}
+    test_images = None
+    images: ImageData | StreamedImages
+    if args.streaming:
+        if args.image_size is None:
+            raise ValueError(
+                "a stream's images are not looked at beforehand; say what size they get with --image-size."
+            )
+        options = {"image_size": args.image_size, "image_column": args.image_column, "length": args.epoch_images}
+        images = stream_images(args.dataset, args.train_split, **options)
+    else:
+        images = load_images(args.dataset, split=args.train_split, **load)
+    if args.test_split != "none" and images.labels is not None:
+        test_images = load_images(args.dataset, split=args.test_split, **load)
+
+    torch.manual_seed(config.seed)  # the initial weights
+    model = build_model(args, images.image_size, len(images))
+    name = args.model if args.model not in METHODS else f"{args.model}-{args.backbone}"
+    dataset = Path(args.dataset).name
+    output = args.output or Path("runs") / f"{name.replace('/', '-')}-{dataset}"
+
+    per_step = config.batch_size * config.accumulate
+    steps = len(images) // per_step * config.epochs
+    parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
+    print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {model.method_config()}")
+    print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {images.skipped or 'none'} skipped")
+    print(f"{min(steps, config.max_steps or steps)} steps of {per_step} images, peak lr {config.peak_lr:g}")
+    if world_size() > 1:
+        print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")
+    print(f"output: {output}", flush=True)
+
+    finished_before = args.resume == "auto" and (output / "summary.json").is_file()
+    try:
+        folder = pretrain(
+            model,
+            images,
+            test_images=test_images,
+            output=output,
+            config=config,
+            resume=args.resume,
+            tag=args.tag or dataset,
+            on_start=lambda: write_settings(output / "config.yaml", args),
+        )
+    except Interrupted as error:
+        print(
+            f"interrupted; the run goes on with the same command, and {output / 'last'} can be loaded", file=sys.stderr
+        )
+        return error.exit_code
+    if finished_before:
+        print("this run is finished; --resume never or another --output starts it afresh")
+    summary = json.loads((folder.parent / "summary.json").read_text(encoding="utf-8"))
+    print(f"load it: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
+    print(json.dumps(summary))
+    return 0
