@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from simco_zoo.files import write_text
+from simco_zoo.models.methods import METHODS, argument_help, method_arguments
 
 Config = TypeVar("Config")
 
@@ -31,54 +32,35 @@ def add_settings(group: Any, config_class: type) -> None:
         group: An argparse parser or argument group.
         config_class: A dataclass whose fields have defaults and plain types.
     """
-    hints, helps = typing.get_type_hints(config_class), _documented(config_class, "Attributes:")
+    hints, helps = typing.get_type_hints(config_class), _attribute_docs(config_class)
     for field in dataclasses.fields(config_class):
         add_flag(group, field.name, hints[field.name], f"{helps[field.name]} Default: {field.default}.", field.default)
 
 
-def add_method_settings(group: Any, methods: Mapping[str, type]) -> None:
-    """Adds a flag for every argument of every method; its help states which methods take it, with their defaults.
+def add_method_settings(group: Any, stated: Mapping[str, str] | None = None) -> None:
+    """Adds a flag for every argument of every registered method; its help states each method's default.
 
     A flag that is not given is None, so that the method's own default counts.
 
     Args:
         group: An argparse parser or argument group.
-        methods: Classes of models by the method's name.
+        stated: Argument -> its default in words, where the command chooses another than the method.
     """
-    takers: dict[str, dict[Any, list[str]]] = {}
+    defaults: dict[str, dict[Any, list[str]]] = {}
     kinds: dict[str, Any] = {}
     helps: dict[str, str] = {}
-    for name, method in methods.items():
-        for argument, (kind, default, text) in method_arguments(method).items():
-            takers.setdefault(argument, {}).setdefault(default, []).append(name)
-            kinds[argument] = kind
-            helps[argument] = helps.get(argument) or text
-    for argument, defaults in takers.items():
-        stated = "; ".join(f"{', '.join(names)}: {default}" for default, names in defaults.items())
-        add_flag(group, argument, kinds[argument], f"{helps[argument]} Defaults: {stated}.".strip(), None)
-
-
-def method_arguments(method: type) -> dict[str, tuple[Any, Any, str]]:
-    """Returns type, default and description of each keyword argument of a method, its base classes' included.
-
-    Args:
-        method: A class of models.
-
-    Returns:
-        By the argument's name; the nearest class that has it decides.
-    """
-    found: dict[str, tuple[Any, Any, str]] = {}
-    for cls in method.__mro__:
-        init = cls.__dict__.get("__init__")
-        if init is None or cls.__module__.startswith("torch."):
-            continue
-        hints, texts = typing.get_type_hints(init), _documented(cls, "Args:")
-        for name, parameter in inspect.signature(init).parameters.items():
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-                continue
-            kind, default, text = found.get(name, (hints[name], parameter.default, ""))
-            found[name] = (kind, default, text or texts.get(name, ""))
-    return found
+    for name, method in METHODS.items():
+        texts = argument_help(method.cls)
+        for argument, parameter in method_arguments(method.cls).items():
+            defaults.setdefault(argument, {}).setdefault(parameter.default, []).append(name)
+            kinds.setdefault(argument, parameter.annotation)
+            helps[argument] = helps.get(argument) or texts.get(argument, "")
+    for argument, names in defaults.items():
+        # where all methods agree the value says enough
+        alike = len(names) == 1 and len(*names.values()) == len(METHODS)
+        values = ", ".join(str(v) if alike else f"{v} ({', '.join(those)})" for v, those in names.items())
+        text = f"{helps[argument]} Default: {(stated or {}).get(argument, values)}."
+        add_flag(group, argument, kinds[argument], text.strip(), None)
 
 
 def add_flag(group: Any, name: str, kind: Any, text: str, default: Any) -> None:
@@ -258,11 +240,11 @@ def _wanted(action: argparse.Action) -> str:
     return wanted if action.default is None else f"{wanted}; leave the line out for the default, {action.default}"
 
 
-def _documented(cls: type, section: str) -> dict[str, str]:
-    """Reads "Attributes:" or "Args:" of a Google-style docstring: what is said about each name."""
+def _attribute_docs(config_class: type) -> dict[str, str]:
+    """Reads "Attributes:" of a Google-style docstring: what is said about each field."""
     docs: dict[str, str] = {}
     name = ""
-    for line in inspect.cleandoc(cls.__doc__ or "").partition(f"\n{section}\n")[2].splitlines():
+    for line in inspect.cleandoc(config_class.__doc__ or "").partition("Attributes:\n")[2].splitlines():
         if line and not line.startswith(" "):  # the next section
             break
         if line.startswith("    ") and not line.startswith("     ") and ":" in line:

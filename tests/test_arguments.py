@@ -8,17 +8,19 @@ import sys
 
 import pytest
 
+import simco_zoo
+from simco_zoo import arguments
 from simco_zoo.arguments import (
     add_config,
     add_method_settings,
     add_settings,
     find_config,
     import_first,
-    method_arguments,
     place,
     read_settings,
     write_settings,
 )
+from simco_zoo.models import methods
 from simco_zoo.training import TrainingConfig
 
 
@@ -100,46 +102,31 @@ def test_home_is_expanded(monkeypatch, tmp_path):
     assert place("photos") == "photos"
 
 
-class Base:
-    """A base.
+@pytest.fixture
+def toy_method(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS})
+    monkeypatch.setattr(arguments, "METHODS", methods.METHODS)
 
-    Args:
-        backbone: Not a setting.
-        width: Width of it,
-            in pixels.
-        depth: Depth.
-    """
+    @simco_zoo.register_method("toy")
+    class Toy(simco_zoo.models.ContrastiveModel):
+        """A method.
 
-    def __init__(self, backbone: object, *, width: int = 3, depth: int | None = None) -> None: ...
+        Args:
+            ratio: A ratio, 100 % at most.
+        """
 
-
-class Derived(Base):
-    """A method.
-
-    Args:
-        ratio: A ratio, 100 % at most.
-    """
-
-    def __init__(
-        self, backbone: object, *, ratio: float = 0.5, width: int = 4, flag: bool = True, **kwargs: int
-    ) -> None:
-        super().__init__(backbone, width=width, **kwargs)
+        def __init__(self, backbone, *, ratio: float = 0.5, temperature: float = 0.3, shout: bool = False, **kwargs):
+            super().__init__(backbone, temperature=temperature, **kwargs)
 
 
-def test_arguments_of_a_method_come_from_the_signatures_of_all_its_classes():
-    assert method_arguments(Derived) == {
-        "ratio": (float, 0.5, "A ratio, 100 % at most."),
-        "width": (int, 4, "Width of it, in pixels."),
-        "flag": (bool, True, ""),
-        "depth": (int | None, None, "Depth."),
-    }
+def test_flags_of_the_methods_come_from_their_signatures(toy_method):
     p = argparse.ArgumentParser()
-    add_method_settings(p, {"base": Base, "derived": Derived})
+    add_method_settings(p)
     shown = " ".join(p.format_help().split())
-    assert "A ratio, 100 % at most. Defaults: derived: 0.5." in shown
-    assert "Width of it, in pixels. Defaults: base: 3; derived: 4." in shown
-    args = p.parse_args(["--width", "7", "--no-flag"])
-    assert (args.width, args.flag, args.ratio, args.depth) == (7, False, None, None)
+    assert "A ratio, 100 % at most. Default: 0.5 (toy)." in shown
+    assert "0.07 (mocov1), 0.3 (toy)." in shown and "Default: 128." in shown
+    args = p.parse_args(["--ratio", "0.7", "--shout", "--queue-size", "64", "--no-symmetric"])
+    assert (args.ratio, args.shout, args.queue_size, args.symmetric, args.temperature) == (0.7, True, 64, False, None)
 
 
 def test_a_module_is_imported_from_the_working_directory(tmp_path, monkeypatch):

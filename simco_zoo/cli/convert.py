@@ -23,7 +23,7 @@ from torch import Tensor
 import simco_zoo
 from simco_zoo.cli.run import build_command
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.factory import METHODS
+from simco_zoo.models.methods import METHODS
 
 # where each code keeps backbone and projector, of the query encoder and of the key encoder
 LAYOUTS = {

@@ -31,7 +31,6 @@ from simco_zoo.arguments import (
     add_settings,
     import_first,
     local_path,
-    method_arguments,
     place,
     read_settings,
     write_settings,
@@ -42,7 +41,7 @@ from simco_zoo.data import ImageData, load_images, stream_images
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, world_size
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.factory import METHODS
+from simco_zoo.models.methods import METHODS, argument_owners, method_arguments
 from simco_zoo.training import Interrupted, TrainingConfig, pretrain
 
 
@@ -73,15 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--tag", help="tag of the published weights; default: the data set's name")
     run.add_argument("--resume", default="auto", help="auto, never, or a checkpoint's path")
 
-    add_method_settings(parser.add_argument_group("method"), METHODS)
+    queue = "largest power of two up to a tenth of the images"
+    add_method_settings(parser.add_argument_group("method"), {"queue_size": queue})
     add_settings(parser.add_argument_group("training"), TrainingConfig)
     return parser
 
 
 def build_model(args: argparse.Namespace, image_size: int, images: int) -> ContrastiveModel:
-    known = {name for method in METHODS.values() for name in method_arguments(method)}
-    method_settings = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
-    if args.model.startswith("moco"):
+    method_settings = {name: getattr(args, name) for name in argument_owners() if getattr(args, name) is not None}
+    method = METHODS.get(args.model.split("_")[0])
+    if method is not None and "queue_size" in method_arguments(method.cls):
         # the paper's queue of 4096 would be most of a small data set: at most a tenth of the images
         method_settings.setdefault("queue_size", 2 ** max((images // 10).bit_length() - 1, 0))
     if args.model not in METHODS:

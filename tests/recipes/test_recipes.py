@@ -23,7 +23,7 @@ from PIL import Image
 import simco_zoo
 from simco_zoo.arguments import CONFIGS, read_settings
 from simco_zoo.cli import COMMANDS, pretrain
-from simco_zoo.models.factory import METHODS
+from simco_zoo.models.methods import METHODS
 from simco_zoo.training import TrainingConfig
 from simco_zoo.training.checkpoint import list_checkpoints
 
@@ -206,5 +206,5 @@ def test_a_recipe_that_is_a_command_has_its_first_sentence(script):
         return
     described = importlib.import_module(f"simco_zoo.cli.{command[1]}").__doc__ or ""
     assert text.splitlines()[0] == described.splitlines()[0]
-    assert f"python recipes/{script.name} " in text + " "
+    assert f"    python recipes/{script.name}" in text
     assert any(command[1] in group for group in COMMANDS.values())
