@@ -10,8 +10,8 @@ from simco_zoo.evaluation.diagnostics import (
 )
 from simco_zoo.evaluation.export import write_features
 from simco_zoo.evaluation.features import Features, extract_features
-from simco_zoo.evaluation.knn import knn
 from simco_zoo.evaluation.linear import linear_probe
+from simco_zoo.evaluation.neighbors import knn
 
 __all__ = [
     "Features",

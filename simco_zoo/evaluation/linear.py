@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simco_zoo.evaluation.knn import accuracy_with_interval, check_features, topk_correct
+from simco_zoo.evaluation.neighbors import accuracy_with_interval, check_features, topk_correct
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 

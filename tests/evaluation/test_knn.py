@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from simco_zoo.evaluation import knn
-from simco_zoo.evaluation.knn import accuracy_with_interval
+from simco_zoo.evaluation.neighbors import accuracy_with_interval
 
 
 def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
