@@ -22,7 +22,7 @@ from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, knn, linear_probe
 from simco_zoo.hub.folder import from_path
 from simco_zoo.hub.weights import SHIPPED
-from simco_zoo.publishing.save import CURVES_FILE, LOG_FILE
+from simco_zoo.publishing.card import CURVES_FILE, LOG_FILE
 from simco_zoo.publishing.verify import verify
 
 LARGEST_LOSS = 0.05  # points of top-1

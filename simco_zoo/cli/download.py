@@ -2,19 +2,15 @@
 
     simco-zoo download simco_r18_025 --to simco_weights
 
-The folder can be read without this installation: by timm, transformers, or ``create_model("local-dir:DIR")``.
+The folder can be read without this installation: by timm, transformers, or ``create_model("local-dir:DIR")``. It has to
+be new or empty, or hold an older copy, which is replaced.
 """
 
 from __future__ import annotations
 
-import shutil
-
 from simco_zoo.arguments import local_path, place
 from simco_zoo.cli.run import build_command
-from simco_zoo.files import atomic_write
-from simco_zoo.hub import resolve
-from simco_zoo.hub.folder import CONFIG_FILE
-from simco_zoo.publishing.save import CARD_FILE, CURVES_FILE, LOG_FILE, REMOTE_CODE
+from simco_zoo.publishing import copy_published
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,16 +18,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", type=place, help="a name of the zoo, local-dir:PATH or hf-hub:org/name")
     parser.add_argument("--to", required=True, type=local_path, metavar="DIR", help="the folder to write")
     args = parser.parse_args(argv)
-    found = resolve(args.name)
-    if found.folder is None:
-        raise ValueError(f"{args.name} is a bare file; copy it yourself.")
-    args.to.mkdir(parents=True, exist_ok=True)
-    for path in filter(None, (found.model_file, found.projector_file)):
-        content = found.verified_bytes(path)
-        with atomic_write(args.to / path.name) as partial:
-            partial.write_bytes(content)
-    for name in (CONFIG_FILE, CARD_FILE, LOG_FILE, CURVES_FILE, REMOTE_CODE.name):
-        if (found.folder / name).is_file():
-            shutil.copyfile(found.folder / name, args.to / name)
+    copy_published(args.name, args.to)
     print(f"{args.name} is in {args.to}; load it: simco_zoo.create_model('local-dir:{args.to}', pretrained=True)")
     return 0

@@ -15,7 +15,8 @@ from timm.models import split_model_name_tag
 import simco_zoo
 from simco_zoo.arguments import place
 from simco_zoo.cli.run import build_command
-from simco_zoo.hub import published, resolve
+from simco_zoo.hub import WeightsError, published, resolve
+from simco_zoo.publishing.card import CARD_FILE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,10 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     if tagged or ":" in name or Path(name).is_dir():
         is_path = not tagged and Path(name).is_dir()
         found = resolve(name, weights=name if is_path else None)
-        card = found.folder / "README.md" if found.folder else None
-        if card is not None and card.is_file():
-            print(card.read_text(encoding="utf-8").split("---\n", 2)[-1].strip())
-        else:
+        try:
+            print(found.document(CARD_FILE).decode(errors="replace").split("---\n", 2)[-1].strip())
+        except WeightsError:  # there is none
             print(json.dumps(found.config, indent=2))
         return 0
     model = simco_zoo.create_model(name)

@@ -1,6 +1,6 @@
 """The hub: published folders, where they are found and how they are verified. It only reads."""
 
-from simco_zoo.hub.errors import WeightsError
+from simco_zoo.hub.download import WeightsError
 from simco_zoo.hub.folder import WeightsFolder
 from simco_zoo.hub.weights import published, resolve
 

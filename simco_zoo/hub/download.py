@@ -1,6 +1,6 @@
-"""Files of the Hugging Face Hub: fetched by its own client, and every failure named in one sentence.
+"""Files of the Hugging Face Hub: fetched by its own client and verified here, every failure named in one sentence.
 
-The client trusts what its cache holds and checks no hash; ``fetch_again`` is how a damaged entry leaves the cache.
+The client trusts its cache and compares no hash, so ``fetch_verified`` does, and replaces a damaged cache entry.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from simco_zoo.hub.errors import WeightsError
-
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WeightsError(RuntimeError):
+    """The exception raised for every weight-loading failure; the message says which file, and what to do."""
+
+
+class MismatchError(WeightsError, ValueError):
+    """Sound weights that are not what the caller asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,35 +84,67 @@ def fetch(repository: Repository, name: str) -> Path:
             f"try timm.create_model('hf-hub:{repository}', pretrained=True)."
         ) from error
     except HFValidationError as error:
-        raise WeightsError(f"{repository.repo_id!r} is no repository's name; write hf-hub:org/name.") from error
+        raise WeightsError(f"{repository.repo_id!r} is not the name of a repository; write hf-hub:org/name.") from error
     except (OSError, HTTPError) as error:
         raise WeightsError(_failure(repository, what, login, error)) from error
 
 
-def fetch_again(repository: Repository, path: Path, damage: str) -> Path:
-    """Removes a damaged file from the cache and fetches it once more.
+def fetch_verified(
+    repository: Repository, name: str, find_damage: Callable[[Path, bytes], str | None]
+) -> tuple[Path, bytes]:
+    """Returns a repository's file; a damaged one is removed from the cache and fetched once more.
 
     Args:
         repository: Where it comes from.
-        path: The damaged file.
-        damage: A clause that says what is wrong with it, for the message if it cannot be fetched.
+        name: Name of the file.
+        find_damage: Called with the file's path and content; returns None, or a clause that says what is wrong.
+
+    Returns:
+        The path in the cache and the bytes that were verified.
+
+    Raises:
+        WeightsError: If the file cannot be had, or is still damaged when it was fetched again.
     """
+    path = fetch(repository, name)
+    data = read_bytes(path, str(repository))
+    damage = find_damage(path, data)
+    if damage is None:
+        return path, data
+    _remove(path, damage)
+    try:
+        path = fetch(repository, name)
+    except WeightsError as error:
+        raise WeightsError(f"{damage}; it was removed from the cache, but {error}") from error
+    data = read_bytes(path, str(repository))
+    damage = find_damage(path, data)
+    if damage is not None:
+        raise WeightsError(
+            f"{damage} although it was fetched twice; try again later, or load another copy with weights=FOLDER."
+        )
+    return path, data
+
+
+def read_bytes(path: Path, origin: str) -> bytes:
+    """Reads a file; a failure is named in one sentence."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} of {origin} cannot be read: {os.strerror(error.errno or 0)}.") from error
+
+
+def _remove(path: Path, damage: str) -> None:
     try:
         path.resolve().unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(
             f"{damage}, and it cannot be removed ({error.strerror}); remove it, and load again."
         ) from error
-    try:
-        return fetch(repository, path.name)
-    except WeightsError as error:
-        raise WeightsError(f"{damage}; it was removed from the cache, but {error}") from error
 
 
 def has_its_own_hash(path: Path, data: bytes) -> bool:
-    """Tells whether a cached file's bytes have the hash that its name in the cache is: the one the Hub gave for it.
+    """Tells whether a cached file's bytes have the hash that is its name in the cache: the one the Hub gave for it.
 
-    That is the sha256 of a large file and git's sha1 of a small one; a name that is no hash says nothing, and passes.
+    That is the sha256 of a large file and git's sha1 of a small one. A name that is not a hash says nothing and passes.
     """
     name = path.resolve().name
     if len(name) == 64:

@@ -61,6 +61,9 @@ class ContrastiveModel(nn.Module):
         # how config.json names the backbone so that timm builds it again; set by create_model
         self.architecture: str = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture") or ""
         self.model_args: dict[str, Any] = {}
+        # why the projector is random although weights were loaded; empty where it is not, or is being trained
+        self.missing_projector = ""
+        self.register_load_state_dict_pre_hook(_note_projector)
         # whether keys are gathered from all processes of torch.distributed; pretrain sets it
         self.across_processes = False
         # whether contrast reports the query encoder's features, for a classifier that learns beside the run
@@ -89,7 +92,15 @@ class ContrastiveModel(nn.Module):
 
         Returns:
             Projections (B, proj_dim) of unit length, in fp32 at least.
+
+        Raises:
+            RuntimeError: If the weights that were loaded have no projector, so that this one is random.
         """
+        if self.missing_projector:
+            raise RuntimeError(
+                f"{self.missing_projector}, so the model gives features but no projections; load a projector with "
+                "load_state_dict, or set model.missing_projector = '' to train the random one."
+            )
         return unit_rows(self.projector(pooled_features(self.backbone, x)))
 
     def embed_views(self, encoder: Any, *views: Tensor, features: list[Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -98,6 +109,8 @@ class ContrastiveModel(nn.Module):
         One forward for all views with ``joint_bn``, otherwise one for each. What enters the projector is added,
         detached, to the list ``features``, view after view.
         """
+        if self.missing_projector and self.training:
+            self.missing_projector = ""  # it is being trained
         batches = (torch.cat(views),) if self.joint_bn and len(views) > 1 else views
         pooled = [pooled_features(encoder.backbone, batch) for batch in batches]
         if features is not None:
@@ -194,6 +207,12 @@ class ContrastiveModel(nn.Module):
             return [(within_backbone(pattern), order) for pattern, order in spec]
 
         return {name: rename(spec) for name, spec in self.backbone.group_matcher(coarse=coarse).items()}
+
+
+def _note_projector(model: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Takes note of a projector among the tensors that are about to be loaded."""
+    if any(name.startswith(f"{prefix}projector.") for name in state_dict):
+        model.missing_projector = ""
 
 
 def pooled_features(backbone: Any, x: Tensor) -> Tensor:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models import parse_model_name, split_model_name_tag
 
-from simco_zoo.hub.folder import LOADING_ARGUMENTS, WeightsFolder
-from simco_zoo.hub.weights import create_with_weights, load_projector, resolve
+from simco_zoo.hub.config import LOADING_ARGUMENTS, section
+from simco_zoo.hub.download import MismatchError, WeightsError
+from simco_zoo.hub.weights import (
+    LoadedWeights,
+    MisfitError,
+    check_fit,
+    create_with_weights,
+    load,
+    load_projector,
+    resolve,
+)
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
-from simco_zoo.models.methods import METHODS, method_of, split_arguments
+from simco_zoo.models.methods import METHODS, method_arguments
+from simco_zoo.models.request import ModelSpec, agree, parse_request
 
 
 def list_models(
@@ -47,11 +56,15 @@ def create_model(
     weights: str | Path | None = None,
     backbone: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
-    small_stem: bool = False,
+    small_stem: bool | None = None,
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> ContrastiveModel:
     """Creates a model of the zoo: a timm backbone with the head and loss of its method.
+
+    A published folder, wherever it comes from, decides the network, its arguments and the method; what the call says in
+    addition has to agree. Two kinds of arguments may differ: settings of a training to come (``temperature``,
+    ``momentum``...) and timm's adaptations (``num_classes``, ``in_chans``, ``drop_path_rate``, ``features_only``...).
 
     Args:
         name: A name from ``list_models``, with or without a tag (``"simco_r18"``, ``"simco_r18.cifar100"``); a
@@ -62,7 +75,8 @@ def create_model(
         weights: A file or folder to load instead of the published weights; implies ``pretrained``.
         backbone: timm's name of the backbone, where ``name`` is a method.
         backbone_kwargs: Arguments of that backbone; given with a registered name, they go to its backbone too.
-        small_stem: Adapt that backbone to small images (see ``simco_zoo.models.small_stem``).
+        small_stem: Adapt that backbone to small images (see ``simco_zoo.models.small_stem``); None: as ``weights`` were
+            published, otherwise no.
         cache_dir: Where downloads are kept instead of the Hub client's own cache.
         **kwargs: Arguments of the method (``temperature``, ``dt_m``, ``momentum``, ``queue_size``, ``symmetric``,
             ``proj_hidden_dim``, ``proj_dim``, ``joint_bn``, ``bn_splits``), and timm's arguments of the backbone
@@ -74,139 +88,134 @@ def create_model(
 
     Raises:
         ValueError: If the name is unknown, a method is given without a backbone, or an argument does not fit.
-        RuntimeError: If weights are asked for that there are none of, or that are damaged.
+        WeightsError: If weights are asked for that there are none of, that are damaged, or that are another model's.
+
+    Example:
+        >>> import simco_zoo, torch
+        >>> model = simco_zoo.create_model("simco_r18_025", pretrained=True).eval()
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 128])
     """
     source, identifier = parse_model_name(name)
-    if source:
-        return _create_published(name, pretrained, weights, backbone_kwargs, cache_dir, kwargs)
-    if identifier in METHODS:
-        if backbone is None:
-            raise ValueError(
-                f"{identifier!r} is a method and needs a backbone: create_model({identifier!r}, backbone='resnet18') "
-                f"with any name of timm, or one of {', '.join(list_models(identifier + '_*'))}."
-            )
-        return _create_free(METHODS[identifier].cls, backbone, backbone_kwargs, small_stem, pretrained, weights, kwargs)
-
-    architecture = split_model_name_tag(identifier)[0]
-    if architecture not in zoo.__all__:
-        raise ValueError(
-            f"there is no model {architecture!r} in the zoo; names: {', '.join(list_models())}; "
-            f"or a method over any timm backbone: create_model('simco', backbone={architecture!r})."
-        )
-    if backbone is not None or small_stem:
-        raise ValueError(
-            f"{architecture} has its backbone already; backbone and small_stem go with a method's name, "
-            "e.g. create_model('simco', backbone='resnet18', small_stem=True)."
-        )
-    found = resolve(identifier, weights=weights, cache_dir=cache_dir) if pretrained or weights is not None else None
-    return _assemble(method_of(architecture).cls, architecture, {}, {**kwargs, **(backbone_kwargs or {})}, found)
-
-
-def _create_published(
-    name: str,
-    pretrained: bool,
-    weights: str | Path | None,
-    backbone_kwargs: dict[str, Any] | None,
-    cache_dir: str | Path | None,
-    kwargs: dict[str, Any],
-) -> ContrastiveModel:
-    """Creates the model that a published folder or repository describes."""
-    if weights is not None:
+    if source and weights is not None:
         raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
-    found = resolve(name, cache_dir=cache_dir)
-    section = found.config.get("simco_zoo")
-    if section and section.get("method") not in METHODS:
-        raise ValueError(
-            f"{found.origin} was published with the method {section.get('method')!r}, which is not known here; import "
-            "the module that registers it (simco_zoo.register_method), or load the bare backbone with "
-            f"timm.create_model({name!r}, pretrained=True)."
-        )
-    if not section:
-        raise ValueError(
-            f"{found.origin} was not published by simco-zoo (its config.json names no method); "
-            f"load it with timm.create_model({name!r}, pretrained=True)."
-        )
-    classes = {"num_classes": found.config.get("num_classes", 0)}  # a fine-tuned model comes with its classifier
-    arguments = {**classes, **section.get("method_config", {}), **kwargs, **(backbone_kwargs or {})}
-    model_args = found.config.get("model_args") or {}
-    return _assemble(
-        METHODS[section["method"]].cls, found.config["architecture"], model_args, arguments, found, load=pretrained
-    )
-
-
-def _create_free(
-    method: type[ContrastiveModel],
-    backbone: str,
-    backbone_kwargs: dict[str, Any] | None,
-    small_stem: bool,
-    pretrained: bool,
-    weights: str | Path | None,
-    kwargs: dict[str, Any],
-) -> ContrastiveModel:
-    """Puts a method around any timm backbone."""
-    if not timm.is_model(backbone):
-        near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names those there are."
-        raise ValueError(f"timm has no backbone {backbone!r}; {hint}")
-    found = resolve("small_stem" if small_stem else backbone, weights=weights) if weights is not None else None
-    model_args = dict(backbone_kwargs or {})
-    if "num_classes" in model_args:
+    if "num_classes" in (backbone_kwargs or {}):
         raise ValueError("num_classes is an argument of create_model, not of backbone_kwargs.")
-    if small_stem:
-        if pretrained:
+    request = parse_request(name, backbone, small_stem, {**kwargs, **(backbone_kwargs or {})})
+    if weights is None and not source and (not pretrained or identifier in METHODS):
+        if pretrained and small_stem:
             raise ValueError(
                 f"timm's weights of {backbone} do not fit the small-image stem; leave out pretrained or small_stem."
             )
-        return _assemble(method, "small_stem", {"backbone": backbone, **model_args}, kwargs, found)
-    return _assemble(method, backbone, model_args, kwargs, found, timm_weights=pretrained and found is None)
+        return _build(request.spec(), timm_weights=pretrained)
+    if weights is None and not pretrained:  # the folder describes the model, no more
+        return _build(agree(request, resolve(name, cache_dir=cache_dir)))
+
+    loaded = load(name, weights=weights, cache_dir=cache_dir)
+    if not loaded.found.config:
+        return _build(request.spec(), loaded)
+    spec = agree(request, loaded.found, loaded.backbone)
+    _check_method_config(loaded)
+    try:
+        return _build(spec, loaded)
+    except WeightsError:
+        raise
+    except Exception as error:  # timm's networks refuse arguments in as many ways as there are networks
+        if kwargs or backbone_kwargs:
+            raise
+        reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+        raise WeightsError(
+            f"{loaded.found.origin} describes a network that cannot be built ({type(error).__name__}: {reason}); "
+            "restore its config.json, or publish the folder again."
+        ) from error
 
 
-def _assemble(
-    method: type[ContrastiveModel],
-    architecture: str,
-    model_args: dict[str, Any],
-    arguments: dict[str, Any],
-    found: WeightsFolder | None,
-    *,
-    load: bool = True,
-    timm_weights: bool = False,
-) -> ContrastiveModel:
-    """Builds the backbone with timm, loads what was found, and puts the method around it.
+def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights: bool = False) -> ContrastiveModel:
+    """Builds the backbone with timm, puts verified weights into it, and puts the method around it.
 
     Args:
-        method: The model's class.
-        architecture: timm's name of the backbone.
-        model_args: What config.json keeps of the backbone's arguments.
-        arguments: Arguments of the method and, for all other names, of the backbone.
-        found: Verified weights, or None.
-        load: Whether to load them; otherwise they only describe the model.
+        spec: The model.
+        loaded: Its weights, or None.
         timm_weights: Whether the backbone starts from timm's own weights.
     """
-    method_arguments, backbone_arguments = split_arguments(method, arguments)
-    build = {"num_classes": 0, **{k: v for k, v in model_args.items() if k != "num_classes"}}
-    build.update(backbone_arguments)
-    if found is not None:
-        build["pretrained_cfg"] = found.timm_cfg()
-
+    method_arguments, build = spec.split()
+    cfg: dict[str, Any] = {} if loaded is None else {"pretrained_cfg": loaded.found.timm_cfg()}
     if build.get("features_only"):  # the one case of another type, as in timm
-        maps: Any = timm.create_model(architecture, pretrained=timm_weights or (found is not None and load), **build)
-        return maps
+        return _feature_maps(spec, loaded, timm_weights)
 
     def build_backbone() -> Any:
-        return timm.create_model(architecture, pretrained=timm_weights, **build)
+        return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
 
-    loading = found if load else None
-    on_meta = architecture in zoo.__all__  # not every network of timm can be built without memory
-    backbone = build_backbone() if loading is None else create_with_weights(build_backbone, loading, on_meta=on_meta)
-    model = method(backbone, **method_arguments)
-    if loading is not None and loading.projector_file is not None:
-        load_projector(model.projector, loading)
+    if loaded is None:
+        backbone = build_backbone()
+    else:
+        on_meta = spec.architecture in zoo.__all__  # not every network of timm can be built without memory
+        try:
+            backbone = create_with_weights(build_backbone, loaded, on_meta=on_meta)
+        except MisfitError as error:
+            raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
+    model = METHODS[spec.method].cls(backbone, **method_arguments)
+    if loaded is not None and loaded.projector is not None:
+        load_projector(model.projector, loaded)
+    elif loaded is not None:
+        model.missing_projector = f"{loaded.found.origin} has no projector"
     if "in_chans" in build:
         size = backbone.pretrained_cfg["input_size"][1:]
         backbone.pretrained_cfg = backbone.default_cfg = {
             **backbone.pretrained_cfg,
             "input_size": (build["in_chans"], *size),
         }
-    model.architecture = architecture
-    model.model_args = {k: v for k, v in build.items() if k not in ("num_classes", *LOADING_ARGUMENTS)}
+    model.architecture = spec.architecture
+    model.model_args = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
     return model
+
+
+def _feature_maps(spec: ModelSpec, loaded: LoadedWeights | None, timm_weights: bool) -> Any:
+    """Builds timm's feature-map network; its verified tensors have to be the whole backbone, as everywhere."""
+    build = spec.split()[1]
+    if loaded is None:
+        return timm.create_model(spec.architecture, pretrained=timm_weights, **build)
+    maps_only = ("features_only", "out_indices", "feature_cls", "feature_cfg", "output_fmt")
+    whole = {key: value for key, value in build.items() if key not in maps_only}
+    network = timm.create_model(spec.architecture, **whole, pretrained_cfg=loaded.found.timm_cfg())
+    check_fit(loaded.backbone, network, loaded.found.origin)
+    cfg = {**loaded.found.timm_cfg(), "state_dict": loaded.backbone}
+    maps: Any = timm.create_model(spec.architecture, pretrained=True, **build, pretrained_cfg=cfg)
+    for kept in (maps.pretrained_cfg, maps.default_cfg):
+        kept.pop("state_dict", None)
+    return maps
+
+
+def _check_method_config(loaded: LoadedWeights) -> None:
+    """Raises WeightsError if a published argument of the method is unknown or of another type than the method's."""
+    own = section(loaded.found.config)
+    known = method_arguments(METHODS[own["method"]].cls) if "method" in own else {}
+    for name, value in own.get("method_config", {}).items():
+        problem = "is unknown" if name not in known else None
+        if name in known and not _has_type(value, known[name].annotation):
+            problem = f"is {value!r}, which is of another type"
+        if problem is not None:
+            raise WeightsError(
+                f"{loaded.found.origin} is malformed: {name} of the method {own['method']} {problem}; restore its "
+                "config.json, or publish the folder again."
+            )
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    types = getattr(annotation, "__args__", None) or (annotation,)
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) or (isinstance(value, int) and float in types)
+
+
+def _fitting_names(spec: ModelSpec, loaded: LoadedWeights) -> str:
+    """Returns a sentence with the registered names of the same method that the tensors do fit."""
+    fitting = []
+    for name in zoo.__all__:
+        if name.split("_")[0] == spec.method:
+            try:
+                check_fit(loaded.backbone, timm.create_model(name), "")
+            except MisfitError:
+                continue
+            fitting.append(name)
+    return f" They fit {' and '.join(fitting)}." if fitting else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import (
-    build_model_with_cfg,
     generate_default_cfgs,
     get_pretrained_cfg,
     model_entrypoint,
@@ -18,7 +17,7 @@ from timm.models import (
 from timm.models.resnet import ResNet
 from torch import nn
 
-from simco_zoo.hub.weights import strict_filter, with_verified_weights
+from simco_zoo.hub.weights import build_verified
 
 __all__ = ["SmallStemResNet", "small_cfg", "small_stem"]
 
@@ -120,6 +119,7 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
     Raises:
         ValueError: If no small-image stem is known for the backbone.
     """
+    asked = {"backbone": backbone, **kwargs}
     family = model_entrypoint(backbone).__module__.rsplit(".", 1)[-1]
     stem_padding = kwargs.pop("stem_padding", 1)
     if family in _RESNET_FAMILIES:
@@ -146,8 +146,4 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
     assert base is not None  # every entry point of timm's own has one
     own = {"first_conv": base.first_conv, "classifier": base.classifier, "fixed_input_size": base.fixed_input_size}
     kwargs["pretrained_cfg_overlay"] = {**own, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
-    if pretrained:
-        kwargs = with_verified_weights("small_stem", kwargs)
-    return build_model_with_cfg(
-        build, "small_stem", pretrained, pretrained_filter_fn=strict_filter, feature_cfg=feature_cfg, **kwargs
-    )
+    return build_verified(build, "small_stem", pretrained, asked, feature_cfg=feature_cfg, **kwargs)

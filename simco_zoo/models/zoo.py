@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from simco_zoo.hub.weights import published, strict_filter, with_verified_weights
+from simco_zoo.hub.weights import build_verified, published
 from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 
 __all__: list[str] = []  # register_model adds the names
@@ -35,10 +35,9 @@ default_cfgs = generate_default_cfgs({**_published_cfgs()})
 
 def _resnet(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Builds a ResNet with the small-image stem; weights are found and verified before timm reads them."""
+    asked = {key: value for key, value in kwargs.items() if key not in ("block", "layers", "channels")}
     kwargs.setdefault("zero_init_last", False)  # these networks are trained from scratch, as the paper's are
-    if pretrained:
-        kwargs = with_verified_weights(variant, kwargs)
-    return build_model_with_cfg(SmallStemResNet, variant, pretrained, pretrained_filter_fn=strict_filter, **kwargs)
+    return build_verified(SmallStemResNet, variant, pretrained, asked, **kwargs)
 
 
 def _resnet18(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:

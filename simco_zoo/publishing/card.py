@@ -1,15 +1,27 @@
-"""The model card: a README made from config.json alone, so that the same folder has the same card."""
+"""The model card: a README made from config.json alone, so that the same folder has the same card.
+
+The words are in ``card.md.jinja``; this module works out the facts. It states what config.json says and nothing else.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from simco_zoo.data.presets import PRESETS
 from simco_zoo.models.methods import METHODS, method_title
 
+CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
+# how the examples of a folder's card name it; a repository's card has its id in these places
+_FOLDER = "FOLDER"
+_SOURCE = f"local-dir:{_FOLDER}"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _RECIPE_ROWS = {
     "epochs": "epochs",
     "steps": "steps",
@@ -18,7 +30,7 @@ _RECIPE_ROWS = {
     "opt": "optimizer (timm's name)",
     "weight_decay": "weight decay",
     "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
-    "views": "views",
+    "views_per_image": "views per image",
     "label_fraction": "share of the labels",
     "layer_decay": "learning rate's decay per layer",
     "label_smoothing": "label smoothing",
@@ -27,8 +39,8 @@ _RECIPE_ROWS = {
     "ema": "decay of the averaged weights",
     "amp": "precision",
     "seed": "seed",
-    "seconds": "seconds of training",
 }
+_METRICS = {"knn": "kNN", "linear": "linear probe", "online": "online linear classifier", "finetune": "fine-tuned"}
 
 
 def model_card(config: dict[str, Any]) -> str:
@@ -41,189 +53,275 @@ def model_card(config: dict[str, Any]) -> str:
         README.md with the YAML header that the Hub reads.
     """
     section = config["simco_zoo"]
-    method, data, metrics = method_title(section["method"]), section["data"], section["metrics"]
-    paper = METHODS[section["method"]].paper if section["method"] in METHODS else ""
-    tag, finetuned = config["pretrained_cfg"].get("tag"), section["recipe"].get("finetuned_from")
-    name = config["architecture"] + (f".{tag}" if tag else "")
-    if config["architecture"] not in ("small_stem",) and "_" not in config["architecture"]:
-        name = f"{section['method']}-{name}"
-    header = ModelCardData(
-        license="apache-2.0",
-        library_name="timm",
-        pipeline_tag="image-classification" if finetuned else "image-feature-extraction",
-        tags=[
-            "simco-zoo",
-            "self-supervised-learning",
-            "contrastive-learning",
-            section["method"],
-            "timm",
-            "transformers",
-        ],
-        datasets=[str(data["name"])] if data.get("name") else None,
-        metrics=["accuracy"] if metrics else None,
-        model_name=name,
-        eval_results=_eval_results(data, metrics) or None,
+    names = config["pretrained_cfg"].get("label_names")
+    metrics, license = section["metrics"], config["pretrained_cfg"].get("license")
+    card = ModelCard.from_template(
+        _header(config),
+        template_path=str(_TEMPLATE),
+        title=_title(config),
+        summary=_summary(config),
+        source=_SOURCE,
+        folder=_FOLDER,
+        size=tuple(config["pretrained_cfg"]["input_size"]),
+        num_features=config["num_features"],
+        num_classes=config["num_classes"],
+        classes=_class_list(names) if names and config["num_classes"] else "",
+        plain=_plain_timm(config),
+        training=_training(config),
+        curves=bool(section.get("curves")),
+        evaluation=_evaluation(config) if any(f"{name}_top1" in metrics for name in _METRICS) else "",
+        limits=_limits(config),
+        license=f"The weights are licensed under {license}." if license else "No license was stated for these weights.",
     )
-    parts = [
-        f"---\n{header.to_yaml()}\n---",
-        f"# {name}",
-        (
-            f"{finetuned}, a backbone trained without labels by {method}, fine-tuned with the labels"
-            if finetuned
-            else f"A backbone trained without labels by {method}"
-        )
-        + (f" on {data['name']}" if data.get("name") else "")
-        + (f"; see {paper}" if paper else "")
-        + ". Made with simco-zoo.",
-        "## Use\n" + _usage(config, name),
-        "## Training\n" + _training(config),
-    ]
-    if section.get("curves"):
-        parts.append("![Loss and accuracy over the epochs](curves.png)")
-    if metrics:
-        parts.append("## Evaluation\n" + _evaluation(metrics))
-    parts.append(
-        "## Terms\nThe weights are licensed under Apache-2.0. The training images are not part of this repository; "
-        "their own terms are those of the data set named above"
-        + (" (no source states a license for CIFAR's images)." if "cifar" in str(data.get("name", "")) else ".")
-    )
-    return "\n\n".join(parts) + "\n"
+    return card.content.rstrip() + "\n"
 
 
-def _eval_results(data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalResult]:
-    names = {
-        "knn_top1": "kNN top-1 (%)",
-        "knn_top5": "kNN top-5 (%)",
-        "linear_top1": "linear probe top-1 (%)",
-        "linear_top5": "linear probe top-5 (%)",
-        "online_top1": "online linear classifier top-1 (%)",
-        "online_top5": "online linear classifier top-5 (%)",
-        "finetune_top1": "fine-tuned top-1 (%)",
-        "finetune_top5": "fine-tuned top-5 (%)",
+def card_for_repository(card: bytes, repo_id: str) -> bytes:
+    """Returns a folder's card as it is published: the examples name the repository instead of a folder."""
+    return card.replace(_SOURCE.encode(), f"hf-hub:{repo_id}".encode()).replace(
+        f'"{_FOLDER}"'.encode(), f'"{repo_id}"'.encode()
+    )
+
+
+def card_as_written(card: bytes) -> bytes:
+    """Returns a published card as ``save_pretrained`` wrote it, which config.json has the hash of."""
+    named = re.search(rb"hf-hub:([\w.-]+/[\w.-]+)", card)
+    if named is None:
+        return card
+    return card.replace(named[0], _SOURCE.encode()).replace(b'"%s"' % named[1], f'"{_FOLDER}"'.encode())
+
+
+# What the model is
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """Returns what was done: "pretrained", "fine-tuned", "probe" (of a frozen backbone), "from scratch" (with labels,
+    from random weights), "converted", or "unknown"."""
+    recipe = config["simco_zoo"]["recipe"]
+    if recipe.get("converted_from"):
+        return "converted"
+    if not recipe.get("finetuned_from"):
+        return "pretrained" if recipe else "unknown"
+    if recipe.get("freeze"):
+        return "probe"
+    return "from scratch" if recipe.get("started_from") == "" else "fine-tuned"
+
+
+def backbone_name(config: dict[str, Any]) -> str:
+    """Returns how a text names the backbone."""
+    named = re.fullmatch(r"[a-z0-9]+_r(\d+)(_025)?", config["architecture"])
+    if named is not None:
+        return f"ResNet-{named[1]}{' (a quarter of the width)' if named[2] else ''} with the small-image stem"
+    if config["architecture"] == "small_stem":
+        return f"{(config.get('model_args') or {}).get('backbone')} with the small-image stem"
+    return str(config["architecture"])
+
+
+def _title(config: dict[str, Any]) -> str:
+    section = config["simco_zoo"]
+    method, backbone, kind = method_title(section["method"]), backbone_name(config), kind_of(config)
+    on = f" on {section['data']['name']}" if section["data"].get("name") else ""
+    what = {
+        "fine-tuned": f"{backbone}, fine-tuned{on} ({method})",
+        "probe": f"{backbone}, linear probe{on} ({method})",
+        "from scratch": f"{backbone}, trained with labels{on}",
+        "pretrained": f"{backbone}, {method}{on}",
     }
-    dataset = str(data.get("name") or "images")
+    return what.get(kind, f"{backbone}, {method}")
+
+
+def _summary(config: dict[str, Any]) -> str:
+    section = config["simco_zoo"]
+    method, kind, recipe = method_title(section["method"]), kind_of(config), section["recipe"]
+    on = f" on {section['data']['name']}" if section["data"].get("name") else ""
+    backbone, start = backbone_name(config), recipe.get("started_from") or recipe.get("finetuned_from")
+    start = str(start).removeprefix("hf-hub:")
+    text = {
+        "pretrained": f"A {backbone}, trained by {method}{on} without labels.",
+        "fine-tuned": f"A {backbone} that was pretrained without labels by {method} ({start}) and then fine-tuned with "
+        f"labels{on}, backbone and classifier together.",
+        "probe": f"A {backbone} that was pretrained without labels by {method} ({start}), with a linear classifier "
+        f"trained with labels{on}. The backbone stayed as it was.",
+        "from scratch": f"A {backbone}, trained with labels{on} from random weights, without pretraining.",
+        "converted": f"A {backbone}, converted from a {recipe.get('converted_from')} checkpoint. What it was trained "
+        "with is not in the checkpoint"
+        + (f"; it was declared as {method}." if recipe.get("declared_method", True) else "."),
+        "unknown": f"A {backbone} with the head of {method}. How it was trained was not recorded.",
+    }[kind]
+    if kind == "pretrained" and recipe.get("started_from"):
+        text = text.rstrip(".") + f", starting from {start}."
+    paper = METHODS[section["method"]].paper if section["method"] in METHODS else ""
+    if paper and kind in ("pretrained", "fine-tuned", "probe"):
+        text += f" {method}: {paper}."
+    return f"{text} Made with simco-zoo {section['versions'].get('simco_zoo', '')}".rstrip() + "."
+
+
+def _header(config: dict[str, Any]) -> ModelCardData:
+    section, kind = config["simco_zoo"], kind_of(config)
+    tag, data_id = config["pretrained_cfg"].get("tag"), _hub_id(section["data"])
+    own = [] if kind == "from scratch" else ["self-supervised-learning", "contrastive-learning", section["method"]]
+    base = str(section["recipe"].get("started_from") or "")
+    results = _eval_results(section["metrics"], data_id) if data_id else []
+    name = config["architecture"]
+    if name == "small_stem" or "_r" not in name:
+        name = f"{section['method']}-{(config.get('model_args') or {}).get('backbone', name)}"
+    return ModelCardData(
+        license=config["pretrained_cfg"].get("license"),
+        library_name="timm",
+        pipeline_tag="image-classification" if config["num_classes"] else "image-feature-extraction",
+        tags=["simco-zoo", *own, "timm", "transformers"],
+        base_model=base.removeprefix("hf-hub:").split("@")[0] if base.startswith("hf-hub:") else None,
+        datasets=[data_id] if data_id else None,
+        metrics=["accuracy"] if results else None,
+        model_name=f"{name}.{tag}" if tag else name,
+        eval_results=results or None,
+    )
+
+
+def _hub_id(data: dict[str, Any]) -> str | None:
+    """Returns the training data's id on the Hub; None for a folder, whose name means nothing there."""
+    name = data.get("hub_id") or data.get("name")
+    try:
+        if not isinstance(name, str) or name.count("/") != 1:
+            return None
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _eval_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="image-classification" if key.startswith("finetune") else "image-feature-extraction",
+            task_type="image-classification" if key == "finetune" else "image-feature-extraction",
             dataset_type=dataset,
             dataset_name=dataset,
             metric_type="accuracy",
-            metric_name=label,
-            metric_value=metrics[key],
+            metric_name=f"{label} {top.replace('top', 'top-')} (%)",
+            metric_value=metrics[f"{key}_{top}"],
         )
-        for key, label in names.items()
-        if key in metrics
+        for key, label in _METRICS.items()
+        for top in ("top1", "top5")
+        if f"{key}_{top}" in metrics
     ]
 
 
-def _usage(config: dict[str, Any], name: str) -> str:
-    source = "FOLDER_OR_REPOSITORY"
-    architecture = config["architecture"]
-    size = config["pretrained_cfg"]["input_size"]
-    result = f"features = model(transform(image)[None])  # (1, {config['num_features']})"
-    if config["num_classes"]:
-        result = f"scores = model(transform(image)[None])  # (1, {config['num_classes']})\n"
-        result += 'best = model.pretrained_cfg["label_names"][scores.argmax()]'
-    text = f"""`{source}` is `local-dir:PATH` for this folder on disk, or `hf-hub:org/name` on the Hub.
-
-```python
-import simco_zoo
-
-model = simco_zoo.create_model("{source}", pretrained=True).eval()
-transform = simco_zoo.data.resolve_transform(model)  # PIL image -> tensor {tuple(size)}
-{result}
-```
-
-```python
-import simco_zoo, timm  # the import makes the architecture known to timm
-
-backbone = timm.create_model("{source}", pretrained=True, num_classes=10)  # for fine-tuning
-```
-
-```python
-import simco_zoo
-from transformers import AutoModel
-
-backbone = AutoModel.from_pretrained("PATH_OR_REPOSITORY")
-```
-"""
-    if not config.get("model_args") and architecture.startswith(tuple(METHODS)):
-        text += f"""
-```python
-import torch
-
-model = torch.hub.load("PATH_OF_SIMCO_ZOO", "{architecture}", source="local", weights="PATH")
-```
-"""
-    return (text + _plain_usage(config)).rstrip()
+def _class_list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:50])
+    more = f", and {len(names) - 50} more (`label_names` in config.json)" if len(names) > 50 else ""
+    return f"{len(names)} classes: {shown}{more}."
 
 
-def _plain_usage(config: dict[str, Any]) -> str:
-    """Returns how a registered ResNet loads in plain timm; nothing for other architectures and changed networks."""
+def _plain_timm(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns how a registered ResNet loads in plain timm; None for other architectures and changed networks."""
     named = re.fullmatch(r"[a-z0-9]+_r(18|34|50)(_025)?", config["architecture"])
-    model_args = config.get("model_args") or {}
-    if named is None or not model_args.keys() <= {"stem_padding"} or config["num_classes"]:
-        return ""
+    arguments = config.get("model_args") or {}
+    if named is None or not arguments.keys() <= {"stem_padding"} or config["num_classes"]:
+        return None
     # timm's plain stem has 64 channels; of a narrower network the deep stem has as many as the first stage
-    narrow_stem = ', channels=(16, 32, 64, 128), stem_type="deep", stem_width=8'
-    width, narrow = (16, narrow_stem) if named[2] else (64, "")
-    padding = model_args.get("stem_padding", 1)
-    return f"""
-Without this package, in plain timm{"" if named[2] else " (or torchvision, with `resnet.fc = nn.Identity()`)"}:
+    narrow = ', channels=(16, 32, 64, 128), stem_type="deep", stem_width=8' if named[2] else ""
+    return {
+        "resnet": f"resnet{named[1]}",
+        "width": 16 if named[2] else 64,
+        "narrow": narrow,
+        "padding": arguments.get("stem_padding", 1),
+        "also": "" if named[2] else " (or torchvision, with `resnet.fc = nn.Identity()`)",
+    }
 
-```python
-import safetensors.torch, timm
-from torch import nn
 
-resnet = timm.create_model("resnet{named[1]}", num_classes=0{narrow})
-resnet.conv1, resnet.maxpool = nn.Conv2d(3, {width}, 3, 1, {padding}, bias=False), nn.Identity()
-resnet.load_state_dict(safetensors.torch.load_file("model.safetensors"))
-```
-"""
+# How it was trained, and how good it is
 
 
 def _training(config: dict[str, Any]) -> str:
-    section = config["simco_zoo"]
-    loss, data, recipe = section["loss"], section["data"], section["recipe"]
-    if recipe.get("finetuned_from"):
-        described = "cross-entropy"
-    elif "tau_beta" in loss:
-        described = f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
-    else:
-        described = f"{loss['name']}, temperature {loss['temperature']:g}"
-    rows = [("pretrained by" if recipe.get("finetuned_from") else "method", method_title(section["method"]))]
-    if recipe.get("converted_from"):
-        rows.append(("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}"))
+    section, kind = config["simco_zoo"], kind_of(config)
+    data, recipe = section["data"], section["recipe"]
+    if kind == "converted":
+        rows = [("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}")]
         rows.append(("settings of the training", "not in the checkpoint"))
         return markdown_table(("setting", "value"), rows)
-    rows.append(("loss", described))
+    supervised = kind in ("fine-tuned", "probe", "from scratch")
+    rows = [] if kind == "from scratch" else [("pretrained by" if supervised else "method", _method_of(section))]
+    rows.append(("loss", "cross-entropy" if supervised else _loss(section["loss"])))
     if data.get("name"):
-        rows.append(("data", f"{data['name']}, {data.get('split')}: {data.get('images'):,} images"))
-        rows.append(("image size", f"{data.get('image_size')} px"))
+        images = f": {data['images']:,} images" if isinstance(data.get("images"), int) else ""
+        rows.append(("data", f"{data['name']}{', ' + str(data['split']) if data.get('split') else ''}{images}"))
+    if data.get("image_size"):
+        rows.append(("image size", f"{data['image_size']} px"))
+    if not supervised and recipe.get("views"):
+        rows.append(("views", _views(recipe["views"])))
+    if recipe.get("sizes"):
+        rows.append(("size of the views", _sizes(recipe["sizes"])))
     rows += [(label, str(recipe[key])) for key, label in _RECIPE_ROWS.items() if recipe.get(key) is not None]
+    if recipe.get("seconds"):
+        rows.append(("training time", _duration(recipe["seconds"])))
     if section["hardware"]:
         rows.append(("hardware", section["hardware"]))
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in section["versions"].items())))
-    rest = {k: v for k, v in section["method_config"].items() if k not in ("temperature", "dt_m") and v is not None}
-    rows.append(("method's arguments", ", ".join(f"{key} {value}" for key, value in rest.items())))
+    if not supervised:
+        rest = {k: v for k, v in section["method_config"].items() if k not in ("temperature", "dt_m") and v is not None}
+        rows.append(("method's arguments", ", ".join(f"{key} {value}" for key, value in rest.items())))
     return markdown_table(("setting", "value"), rows)
 
 
-def _evaluation(metrics: dict[str, Any]) -> str:
-    rows = []
-    if "knn_top1" in metrics:
-        k, temperature = metrics.get("knn_k", 200), metrics.get("knn_temperature", 0.1)
-        protocol = f"k = {k}, cosine, exp(s / {temperature}) votes, clean images, bank: the training images"
-        rows.append(("kNN", _number(metrics, "knn_top1"), _number(metrics, "knn_top5"), protocol))
-    if "linear_top1" in metrics:
-        protocol = "logistic regression on standardized features of clean images, weight decay by held-out images"
-        rows.append(("linear probe", _number(metrics, "linear_top1"), _number(metrics, "linear_top5"), protocol))
-    if "online_top1" in metrics:
-        protocol = "a linear classifier trained beside the run on the views' features, without gradient to the backbone"
-        rows.append(("online linear", _number(metrics, "online_top1"), _number(metrics, "online_top5"), protocol))
-    if "finetune_top1" in metrics:
-        protocol = "classifier and backbone trained with labels; clean test images, the best epoch"
-        rows.append(("fine-tuning", _number(metrics, "finetune_top1"), _number(metrics, "finetune_top5"), protocol))
+def _method_of(section: dict[str, Any]) -> str:
+    return method_title(section["method"])
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    if "tau_beta" in loss:
+        return f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
+    return f"{loss.get('name', 'the method')}" + (
+        f", temperature {loss['temperature']:g}" if isinstance(loss.get("temperature"), (int, float)) else ""
+    )
+
+
+def _views(views: Any) -> str:
+    """Says how a view is made; of a preset by its name, of one's own by its values."""
+    preset = vars(PRESETS[views]) if isinstance(views, str) and views in PRESETS else views
+    if not isinstance(preset, dict):
+        return str(views)
+    low, high = preset["scale"]
+    parts = [f"crops of {100 * low:g} to {100 * high:g} % of the area"]
+    for key, label in {
+        "flip": "horizontal flip",
+        "jitter": "color jitter",
+        "grayscale": "grayscale",
+        "blur": "blur",
+        "solarize": "solarization",
+    }.items():
+        if preset.get(key):
+            parts.append(f"{label} {100 * preset[key]:g} %")
+    return (f"{views}: " if isinstance(views, str) else "") + ", ".join(parts)
+
+
+def _sizes(sizes: Any) -> str:
+    pairs = [part.split(":") for part in sizes.split(",")] if isinstance(sizes, str) else list(sizes)
+    try:
+        return ", ".join(f"{size} px for {100 * float(share):g} % of the steps" for size, share in pairs)
+    except (TypeError, ValueError):
+        return str(sizes)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
+
+
+def _evaluation(config: dict[str, Any]) -> str:
+    metrics, recipe = config["simco_zoo"]["metrics"], config["simco_zoo"]["recipe"]
+    k, temperature = metrics.get("knn_k", 200), metrics.get("knn_temperature", 0.1)
+    trained = "classifier on the frozen backbone" if recipe.get("freeze") else "backbone and classifier"
+    chosen = "held-out training images" if recipe.get("val_fraction") else "these test images, which flatters it"
+    protocols = {
+        "knn": f"k = {k}, cosine, exp(s / {temperature}) votes, clean images, bank: the training images",
+        "linear": "logistic regression on standardized features of clean images, weight decay by held-out images",
+        "online": "a linear classifier trained during the run on the views' features, without gradient to the backbone",
+        "finetune": f"{trained} trained with labels; clean test images, epoch chosen by {chosen}",
+    }
+    rows = [
+        (_METRICS[key], _number(metrics, f"{key}_top1"), _number(metrics, f"{key}_top5"), how)
+        for key, how in protocols.items()
+        if f"{key}_top1" in metrics
+    ]
     table = markdown_table(("protocol", "top-1 (%)", "top-5 (%)", "how"), rows)
     if "half_knn_top1_change" not in metrics:
         return table
@@ -232,6 +330,28 @@ def _evaluation(metrics: dict[str, Any]) -> str:
         f"fp32 this changes kNN top-1 by {metrics['half_knn_top1_change']:+.2f} and linear top-1 by "
         f"{metrics['half_linear_top1_change']:+.2f} points (measured)."
     )
+
+
+def _limits(config: dict[str, Any]) -> str:
+    data, side = config["simco_zoo"]["data"], config["pretrained_cfg"]["input_size"][-1]
+    metrics, names = config["simco_zoo"]["metrics"], config["pretrained_cfg"].get("label_names")
+    lines = [f"Images are resized to {side} px before the network sees them; smaller details are lost."]
+    if any(f"{name}_top1" in metrics for name in _METRICS):
+        where = data.get("name") or "the data of the training"
+        lines.append(f"The accuracies hold for {where}; measure the model on images of your own before relying on it.")
+    else:
+        lines.append("No accuracy was measured.")
+    if config["num_classes"]:
+        lines.append(
+            f"The classifier answers with one of its {len(names or []) or config['num_classes']} classes for every "
+            "image, also for one that shows none of them."
+        )
+    if data.get("name"):
+        lines.append(
+            "The training images are not part of this repository and have terms of their own"
+            + (" (no source states a license for CIFAR's images)." if "cifar" in str(data["name"]).lower() else ".")
+        )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _number(metrics: dict[str, Any], name: str) -> str:

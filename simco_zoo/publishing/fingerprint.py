@@ -1,6 +1,6 @@
-"""A model's fingerprint: its features of an image that is made by a formula.
+"""A model's fingerprint: its features and class scores for an image that is made by a formula.
 
-The image passes the model's own transform, so that a wrong stem, normalization, interpolation or a lost buffer is seen.
+The image passes through the model's own transform, so a wrong stem, normalization or interpolation shows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def fingerprint(model: Any) -> dict[str, Any]:
         model: A model of the zoo or of timm; not changed.
 
     Returns:
-        ``mean``, ``norm`` and the ``first`` eight of the pooled features, and the ``side`` of the image.
+        ``mean``, ``norm`` and the ``first`` eight of the pooled features, the ``side`` of the image and, where the
+        model has a classifier, the ``logits`` of the first eight classes.
     """
     size = model.pretrained_cfg["input_size"][-1]
     side = size * 3 // 2  # larger than the input, so that the resize takes part
@@ -39,24 +40,33 @@ def fingerprint(model: Any) -> dict[str, Any]:
     channels = model.pretrained_cfg["input_size"][0]
     backbone = copy.deepcopy(getattr(model, "backbone", model)).cpu().float().eval()
     with torch.no_grad():
-        features = backbone.forward_head(backbone.forward_features(image[None, :channels]), pre_logits=True)[0]
-    values = features.double()
+        maps = backbone.forward_features(image[None, :channels])
+        values = backbone.forward_head(maps, pre_logits=True)[0].double()
+        logits = backbone.forward_head(maps)[0].double() if backbone.num_classes else None
     return {
         "side": side,
         "mean": values.mean().item(),
         "norm": values.norm().item(),
         "first": values[:8].tolist(),
+        **({} if logits is None else {"logits": logits[:8].tolist()}),
     }
 
 
 def compare_fingerprints(expected: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Returns None if two fingerprints agree to 1e-3 of the features' norm, or a sentence that says where not."""
+    """Returns None if two fingerprints agree to 1e-3 of their size, or a sentence that says where not."""
     scale = max(abs(expected["norm"]), 1e-12)
-    for name in ("mean", "norm", "first"):
+    # folders of earlier versions have no logits
+    for name in ("mean", "norm", "first", *(["logits"] if "logits" in expected else [])):
+        if name not in found:
+            return f"{name} are published, but the model has no classifier"
+        if name == "logits":
+            scale = max(*map(abs, expected["logits"]), 1e-12)
         pairs = zip(np.atleast_1d(expected[name]), np.atleast_1d(found[name]), strict=True)
         off = max(abs(a - b) for a, b in pairs) / scale
         if not off <= TOLERANCE:
             return (
                 f"{name} of the features is off by {off:.2g} of their norm ({found[name]}, published {expected[name]})"
+                if name != "logits"
+                else f"the logits are off by {off:.2g} of their size ({found[name]}, published {expected[name]})"
             )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.metadata
@@ -10,6 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE
+from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, seal
 from simco_zoo.models import ContrastiveModel, zoo
-from simco_zoo.publishing.card import model_card
+from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, model_card
 from simco_zoo.publishing.fingerprint import fingerprint
 from simco_zoo.version import __version__
 
-FORMAT = 1  # of the "simco_zoo" section in config.json
-CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
 REMOTE_CODE = Path(__file__).parent / "remote_code" / "modeling_simco.py"
+OWN_FILES = {MODEL_FILE, PROJECTOR_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, CURVES_FILE, REMOTE_CODE.name}
 _INPUT_KEYS = (
-    "tag",
     "input_size",
     "fixed_input_size",
     "pool_size",
@@ -40,7 +40,6 @@ _INPUT_KEYS = (
     "first_conv",
     "classifier",
     "label_names",
-    "license",
 )
 
 
@@ -56,6 +55,7 @@ def save_pretrained(
     hardware: str | None = None,
     versions: dict[str, str] | None = None,
     tag: str | None = None,
+    license: str | None = None,
     half: bool = False,
     projector: bool = True,
     remote_code: bool = False,
@@ -76,7 +76,10 @@ def save_pretrained(
         curves: ``curves.png`` of the run, which the card then shows.
         hardware: What it was trained on.
         versions: Of the libraries that it was trained with; None: the present ones.
-        tag: Tag of the weights, e.g. the data set.
+        tag: Tag of the weights, e.g. the data set. That of a model trained with labels ends in ``-ft``, so it never
+            takes the place of the pretrained weights.
+        license: License of the weights, as the Hub names it (e.g. ``"apache-2.0"``, ``"cc-by-nc-4.0"``); None: none is
+            claimed.
         half: Store weights in half precision; batch norm's statistics stay in fp32.
         projector: Write the projector, too; without it the folder gives features, but no projections.
         remote_code: Add ``modeling_simco.py``, with which transformers loads a registered name without this package
@@ -89,9 +92,8 @@ def save_pretrained(
         ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``,
             there is no remote code for its architecture, or a weight is beyond the range of half precision.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder / CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no published folder; choose another, so that nothing is lost.")
+    folder = Path(folder).expanduser().absolute()
+    check_target(folder)
     if not getattr(model, "architecture", ""):
         raise ValueError("the model does not say how its backbone is built; make it with simco_zoo.create_model.")
     tensors = {MODEL_FILE: _tensors(model.backbone, half)}
@@ -99,9 +101,11 @@ def save_pretrained(
         tensors[PROJECTOR_FILE] = _tensors(model.projector, half)
     files = {name: safetensors.torch.save(t, metadata={"format": "pt"}) for name, t in tensors.items()}
 
-    config = _config(model, tag)
+    tag = tag or model.pretrained_cfg.get("tag")
+    if tag and (recipe or {}).get("finetuned_from") and not tag.endswith("-ft"):
+        tag += "-ft"
+    config = _config(model, tag, license)
     config["simco_zoo"] = {
-        "format": FORMAT,
         "method": model.method,
         "method_config": model.method_config(),
         "loss": _loss(model),
@@ -116,24 +120,62 @@ def save_pretrained(
     }
     if remote_code:
         config["auto_map"] = auto_map(model.architecture)
+    documents = {CARD_FILE: model_card(config).encode()}
+    for name, source in ((LOG_FILE, log), (CURVES_FILE, curves)):
+        if source is not None:
+            documents[name] = Path(source).read_bytes()
+    config = with_documents(config, documents)
+    with new_folder(folder) as partial:
+        for name, content in {**files, **documents}.items():
+            (partial / name).write_bytes(content)
+        (partial / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
+        if remote_code:
+            shutil.copyfile(REMOTE_CODE, partial / REMOTE_CODE.name)
+    return folder
+
+
+def check_target(folder: Path) -> None:
+    """Raises ValueError unless a published folder may be written there: a new, an empty or an older published one."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} exists and is not a published folder; choose another, so that nothing is lost.")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+    except ValueError:
+        config = None
+    foreign = [] if isinstance(config, dict) and "simco_zoo" in config else [CONFIG_FILE]
+    foreign += sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
+    if foreign:
+        raise ValueError(
+            f"{folder} holds files that are not a published model's ({', '.join(foreign[:4])}); choose another folder, "
+            "so that nothing is lost."
+        )
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder; what is written there takes the place of ``folder`` when the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
-        if log is not None:
-            shutil.copyfile(log, partial / LOG_FILE)
-        if curves is not None:
-            shutil.copyfile(curves, partial / CURVES_FILE)
-        if remote_code:
-            shutil.copyfile(REMOTE_CODE, partial / REMOTE_CODE.name)
-        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / CARD_FILE).write_text(model_card(config), encoding="utf-8")
+        yield partial
         partial.chmod(0o755)  # mkdtemp's folders are private
         _replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+
+def with_documents(config: dict[str, Any], documents: dict[str, bytes]) -> dict[str, Any]:
+    """Returns a config with the hashes of the files that people read (the card tells by it whether someone edited it),
+    sealed by its own hash."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
+    return seal({**config, "simco_zoo": {**config["simco_zoo"], "documents": hashes}})
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """Returns config.json as it is written."""
+    return json.dumps(config, indent=2) + "\n"
 
 
 def auto_map(architecture: str) -> dict[str, str]:
@@ -173,13 +215,13 @@ def _as_saved(backbone: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     return backbone
 
 
-def _config(model: ContrastiveModel, tag: str | None) -> dict[str, Any]:
+def _config(model: ContrastiveModel, tag: str | None, license: str | None) -> dict[str, Any]:
     """Returns timm's part of config.json. It never puts num_classes into model_args: transformers fails on that."""
     cfg = {key: value for key, value in model.pretrained_cfg.items() if key in _INPUT_KEYS and value is not None}
-    if tag:
-        cfg["tag"] = tag
+    cfg |= {key: value for key, value in (("tag", tag), ("license", license)) if value}
     config: dict[str, Any] = {
         "architecture": model.architecture,
+        "dtype": "float32",  # transformers would otherwise train in the type of the file, which may be half precision
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "pretrained_cfg": {**cfg, "num_classes": model.num_classes},
@@ -189,9 +231,20 @@ def _config(model: ContrastiveModel, tag: str | None) -> dict[str, Any]:
         config["global_pool"] = pool or getattr(model.backbone, "global_pool", None) or "avg"
         if not isinstance(config["global_pool"], str):
             config["global_pool"] = "avg"
-    if model.model_args:
-        config["model_args"] = model.model_args
+    config["model_args"] = model.model_args  # even if empty: transformers would write null there, which timm refuses
+    config |= label_entries(cfg.get("label_names"), model.num_classes)
+    if not model.num_classes:
+        config["pretrained_cfg"].pop("label_names", None)
     return config
+
+
+def label_entries(names: Sequence[str] | None, num_classes: int) -> dict[str, Any]:
+    """Returns the class names as transformers looks for them, at the top of config.json."""
+    if names is None or not num_classes:
+        return {}
+    if len(names) != num_classes:
+        raise ValueError(f"label_names has {len(names)} names, but the model has {num_classes} classes.")
+    return {"label_names": list(names), "id2label": {str(i): name for i, name in enumerate(names)}}
 
 
 def _loss(model: ContrastiveModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from simco_zoo.data import PRESETS, ImageData, TwoViews, ViewPreset, load_images, stream_images
-from simco_zoo.hub.folder import CONFIG_FILE, MODEL_FILE, parse_config, section
+from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, parse_config, section
 
 _MEASURED = {"steps", "total_steps", "seconds"}  # what a published recipe holds beside settings
 

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
@@ -28,9 +28,9 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+    def commit(self, files: dict[str, bytes], branch: str = "main", deleted: Sequence[str] = ()) -> str:
         base = self.commits.get(self.branches.get(branch, self.branches.get("main", "")), {})
-        content = {**base, **files}
+        content = {name: data for name, data in {**base, **files}.items() if name not in deleted}
         listing = json.dumps({name: hashlib.sha1(data).hexdigest() for name, data in sorted(content.items())})
         sha = hashlib.sha1(f"{len(self.commits)}{listing}".encode()).hexdigest()
         if content == base and branch in self.branches:
@@ -51,7 +51,10 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)  # file name -> fault, for GET (or "head:NAME" for HEAD)
     commit_fault: bool = False
+    answers: dict[str, str] = field(default_factory=dict)  # part of a path -> "STATUS" or "html", for any request
     requests: list[str] = field(default_factory=list)
+    on_request: Callable[[str, str], None] | None = None  # called with the request's token and path; may wait
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,10 +79,26 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str) -> None:
         self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, "Content-Type": "application/json"})
 
+    def arrives(self) -> str | None:
+        """Notes a request and returns its path, or answers it as it was told to."""
+        path = unquote(self.path.split("?")[0])
+        if self.hub.on_request is not None:
+            self.hub.on_request(self.headers.get("Authorization", ""), f"{self.command} {path}")
+        self.hub.requests.append(f"{self.command} {path}")
+        for part, answer in self.hub.answers.items():
+            if part in path:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if answer == "html":
+                    self.reply(200, b"<html>Welcome to the airport!</html>", {"Content-Type": "text/html"})
+                else:
+                    self.reply(int(answer), b"{}", {"Content-Type": "application/json"})
+                return None
+        return path
+
     def repository(self, repo_id: str) -> Repository | None:
         """Finds a repository, or refuses the request as the Hub does."""
         repository = self.hub.repositories.get(repo_id)
-        trusted = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        trusted = self.headers.get("Authorization", "").startswith(f"Bearer {TOKEN}")
         if repository is None or (repository.private and not trusted):
             self.refuse(404 if trusted else 401, "RepoNotFound")
             return None
@@ -92,8 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = unquote(self.path.split("?")[0])
-        self.hub.requests.append(f"{self.command} {path}")
+        path = self.arrives()
+        if path is None:
+            return None
         if match := re.fullmatch(r"/(\w+/[\w.-]+)/resolve/([^/]+)/(.+)", path):
             repository = self.repository(match[1])
             if repository is not None:
@@ -104,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
                 return None
             revision = match[3] or "main"
             files = repository.files(revision)
-            if files is None and repository.branches:
+            if files is None:
                 return self.refuse(404, "RevisionNotFound")
             entries = sorted((files or {}).items())
             if match[2] == "tree":
@@ -165,10 +185,11 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(status, data, headers)
 
     def do_POST(self) -> None:
-        path = unquote(self.path.split("?")[0])
-        self.hub.requests.append(f"POST {path}")
+        path = self.arrives()
+        if path is None:
+            return None
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if not self.headers.get("Authorization", "").startswith(f"Bearer {TOKEN}"):
             return self.refuse(401, "RepoNotFound")
         if path == "/api/validate-yaml":  # the client asks before it commits a README
             return self.reply_json({"errors": [], "warnings": []})
@@ -188,10 +209,15 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             return None
         if match[2] == "branch":
+            if match[3] in repository.branches:
+                return self.reply_json({"error": "Reference already exists"}, 409)
             repository.branches[match[3]] = repository.branches["main"]
             return self.reply_json({})
         if match[2] == "tag":
-            repository.branches[json.loads(body)["tag"]] = match[3]
+            with self.hub.lock:
+                if json.loads(body)["tag"] in repository.branches:
+                    return self.reply_json({"error": "Reference already exists"}, 409)
+                repository.branches[json.loads(body)["tag"]] = match[3]
             return self.reply_json({})
         if match[2] == "preupload":
             files = repository.files(match[3]) or {}
@@ -209,7 +235,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(500, b"the disk is on fire")
         lines = [json.loads(line) for line in body.splitlines()]
         added = {e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in lines if e["key"] == "file"}
-        oid = repository.commit(added, match[3])
+        deleted = [e["value"]["path"] for e in lines if e["key"] == "deletedFile"]
+        parent = lines[0]["value"].get("parentCommit")
+        with self.hub.lock:
+            if parent is not None and parent != repository.branches.get(match[3]):
+                return self.reply_json({"error": "A commit has happened since. Please refresh and try again."}, 412)
+            oid = repository.commit(added, match[3], deleted)
         return self.reply_json(
             {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.address}/{match[1]}/commit/{oid}"}
         )

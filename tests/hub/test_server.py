@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import simco_zoo
+from simco_zoo.publishing.card import card_for_repository
 from simco_zoo.publishing.push import register_publication
 from tests.hub.hub_server import TOKEN, Hub, Repository, serve
 
@@ -195,8 +196,10 @@ def test_publish_twice_edit_and_fail(hub, folder, tmp_path, expected):
     assert "error" not in first, first
     repository = hub.repositories["org/new"]
     assert repository.private and first["oid"] == repository.branches["main"]
-    for name in FILES:
+    for name in FILES[:3]:
         assert repository.files("main")[name] == (folder / name).read_bytes()
+    card = card_for_repository((folder / "README.md").read_bytes(), "org/new")
+    assert repository.files("main")["README.md"] == card
     assert run(hub, tmp_path, LOAD, "hf-hub:org/new", HF_TOKEN=TOKEN)["sum"] == pytest.approx(expected)
     # twice changes nothing
     assert push() == first and len(repository.commits) == 2
@@ -205,7 +208,7 @@ def test_publish_twice_edit_and_fail(hub, folder, tmp_path, expected):
     push()
     assert repository.files("main")["README.md"] == b"# My words\n"
     push(overwrite_card=True)
-    assert repository.files("main")["README.md"] == (folder / "README.md").read_bytes()
+    assert repository.files("main")["README.md"] == card
     # a failed publish leaves the old revision whole
     before = dict(repository.branches)
     repository.commit({"config.json": b"{}"})
