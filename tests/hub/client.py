@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 LOOP = """
-import sys, json, time, warnings
+import sys, json, os, time, warnings
 from huggingface_hub.utils import _http
 _http.time.sleep = lambda seconds: None   # the client's pauses between its tries, and ours
-import simco_zoo
+import timm, torch, simco_zoo
 from simco_zoo.publishing import copy_published
 from simco_zoo.publishing.verify import verify
 
@@ -23,9 +23,12 @@ def push(folder, repo_id, **arguments):
 def copy(name, folder):
     return [[check.name, check.problem, check.note] for check in verify(copy_published(name, folder))]
 
-def features(name):
-    import torch
-    return simco_zoo.create_model(name, pretrained=True).eval()(torch.full((1, 3, 32, 32), 0.5)).sum().item()
+def features(name, cache_dir, by_timm=False, token=None):
+    os.environ.update({"HF_TOKEN": token} if token else {})
+    os.environ.pop("" if token else "HF_TOKEN", None)
+    create = timm.create_model if by_timm else simco_zoo.create_model
+    model = create(name, pretrained=True, cache_dir=cache_dir).eval()
+    return model(torch.full((1, 3, 32, 32), 0.5)).sum().item()
 
 for line in sys.stdin:
     name, arguments, keywords = json.loads(line)

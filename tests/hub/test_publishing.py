@@ -16,27 +16,7 @@ from simco_zoo.publishing.card import card_as_written
 from simco_zoo.publishing.push import read_publication
 from tests.hub.client import Client
 from tests.hub.folders import make_old, read_config, shaken
-from tests.hub.hub_server import TOKEN, Hub, Repository, serve
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serve() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory):
-    process = Client(server.address, tmp_path_factory.mktemp("cache"))
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def hub(server) -> Hub:
-    """The server, without what other tests left."""
-    server.repositories, server.answers, server.on_request = {}, {}, None
-    return server
+from tests.hub.hub_server import TOKEN, Repository
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The client reads its address and settings when it is imported, so each scenario 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,9 +15,11 @@ import pytest
 import torch
 
 import simco_zoo
+from simco_zoo.hub.config import seal
 from simco_zoo.publishing.card import card_for_repository
 from simco_zoo.publishing.push import register_publication
-from tests.hub.hub_server import TOKEN, Hub, Repository, serve
+from tests.hub.client import client_environment
+from tests.hub.hub_server import TOKEN, Hub, Repository
 
 FILES = ("model.safetensors", "projector.safetensors", "config.json", "README.md")
 
@@ -33,12 +34,6 @@ try:
 except Exception as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}))
 """
-
-
-@pytest.fixture
-def hub():
-    with serve() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +58,38 @@ def stored(hub, folder) -> Repository:
 
 def run(hub: Hub, cache: Path, code: str, *arguments: object, **environment: str) -> dict:
     """Runs code in a new process whose Hub is ours; returns the JSON it prints."""
-    settings = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))},
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "no_proxy": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        **environment,
-    }
+    settings = {**client_environment(hub.address, cache), **environment}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=120)
     assert done.stdout.strip(), done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def test_load_pinned_revision_and_from_cache_without_a_request(hub, stored, tmp_path, expected):
+@pytest.fixture
+def load(client, tmp_path):
+    """Loads a model in the other process; returns the sum of its features, or the name of the error and its message."""
+
+    def features(name: str, cache: str = "cache", **keywords: object) -> dict:
+        return client("features", name, tmp_path / cache, **keywords)
+
+    return features
+
+
+def test_load_pinned_revision_and_from_cache_without_a_request(hub, stored, load, tmp_path, expected):
     sha = stored.branches["main"]
-    assert run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}")["sum"] == pytest.approx(expected)
+    assert load(f"hf-hub:org/model@{sha}")["result"] == pytest.approx(expected)
     hub.requests.clear()
-    assert run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}")["sum"] == pytest.approx(expected)
+    assert load(f"hf-hub:org/model@{sha}")["result"] == pytest.approx(expected)
     assert hub.requests == []
-    offline = run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}", HF_HUB_OFFLINE="1")
+    cache = f"import os; os.environ['HF_HUB_CACHE'] = {str(tmp_path / 'cache')!r}\n"
+    offline = run(hub, tmp_path, cache + LOAD, f"hf-hub:org/model@{sha}", HF_HUB_OFFLINE="1")
     assert offline["sum"] == pytest.approx(expected) and hub.requests == []
 
 
-def test_timm_verifies_too(hub, stored, tmp_path, expected):
-    code = LOAD.replace("simco_zoo.create_model(sys", "__import__('timm').create_model(sys")
-    assert run(hub, tmp_path, code, "hf-hub:org/model")["sum"] == pytest.approx(expected)
+def test_timm_verifies_too(hub, stored, load, expected):
+    assert load("hf-hub:org/model", by_timm=True)["result"] == pytest.approx(expected)
     hub.faults["model.safetensors"] = "wrong bytes"
-    assert "is damaged: its sha256 is" in run(hub, tmp_path / "other", code, "hf-hub:org/model")["message"]
+    assert "is damaged: its sha256 is" in load("hf-hub:org/model", "other", by_timm=True)["message"]
 
 
 FAULTS = {
@@ -104,6 +97,7 @@ FAULTS = {
     "cut": "could not be fetched",
     "500": "could not be fetched",
     "503": "could not be fetched",
+    "429": "could not be fetched",
     "reset": "could not be fetched",
     "stall": "could not be fetched",
     "head:500": "could not be fetched",
@@ -113,38 +107,32 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_and_the_next_load_succeeds(fault, hub, stored, tmp_path, expected):
-    where = "head:model.safetensors" if fault.startswith("head:") else "model.safetensors"
-    hub.faults[where] = fault.removeprefix("head:")
-    found = run(hub, tmp_path, LOAD, "hf-hub:org/model")
+def test_a_fault_is_named_and_the_next_load_succeeds(fault, file, hub, stored, load, expected):
+    hub.faults[f"head:{file}" if fault.startswith("head:") else file] = fault.removeprefix("head:")
+    found = load("hf-hub:org/model")
     assert found.get("error") == "WeightsError", found
-    assert FAULTS[fault] in found["message"] and "org/model" in found["message"]
+    message = FAULTS[fault] if (fault, file) != ("wrong bytes", "config.json") else "is damaged: its hash is not"
+    assert message in found["message"] and "org/model" in found["message"]
     assert "\n" not in found["message"]
     hub.faults.clear()
-    assert run(hub, tmp_path, LOAD, "hf-hub:org/model")["sum"] == pytest.approx(expected)
+    assert load("hf-hub:org/model")["result"] == pytest.approx(expected)
 
 
-def test_429_is_waited_for(hub, stored, tmp_path, expected):
-    hub.faults["model.safetensors"] = "429"
-    found = run(hub, tmp_path, LOAD, "hf-hub:org/model")
-    assert found.get("error") == "WeightsError" and "could not be fetched" in found["message"]
-    hub.faults.clear()
-    assert run(hub, tmp_path, LOAD, "hf-hub:org/model")["sum"] == pytest.approx(expected)
-
-
-def test_a_damaged_cache_entry_is_fetched_once_more(hub, stored, tmp_path, expected):
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_cache_entry_is_fetched_once_more(file, hub, stored, load, tmp_path, expected):
     sha = stored.branches["main"]
-    run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}")
-    (blob,) = {path.resolve() for path in tmp_path.rglob("model.safetensors")}
+    load(f"hf-hub:org/model@{sha}")
+    (blob,) = {path.resolve() for path in tmp_path.rglob(file)}
     content = bytearray(blob.read_bytes())
     content[-10] ^= 0x55
     blob.write_bytes(content)
     hub.requests.clear()
-    assert run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}")["sum"] == pytest.approx(expected)
+    assert load(f"hf-hub:org/model@{sha}")["result"] == pytest.approx(expected)
     assert any(request.startswith("GET") for request in hub.requests)
     hub.requests.clear()
-    assert run(hub, tmp_path, LOAD, f"hf-hub:org/model@{sha}")["sum"] == pytest.approx(expected)
+    assert load(f"hf-hub:org/model@{sha}")["result"] == pytest.approx(expected)
     assert hub.requests == []
 
 
@@ -154,10 +142,9 @@ def test_a_damaged_cache_entry_is_fetched_once_more(hub, stored, tmp_path, expec
     ("gated", "is gated: ask for access"),
     ("revision", "has no revision 'v9'"),
     ("no file", "was not published by simco-zoo"),
-    ("offline", "could not be fetched and is not in the cache"),
 ])  # fmt: skip
-def test_what_cannot_be_had_says_why(case, message, hub, stored, tmp_path):
-    name, environment = "hf-hub:org/model", {}
+def test_what_cannot_be_had_says_why(case, message, hub, stored, load):
+    name = "hf-hub:org/model"
     if case == "missing":
         name = "hf-hub:org/none"
     elif case == "revision":
@@ -165,44 +152,37 @@ def test_what_cannot_be_had_says_why(case, message, hub, stored, tmp_path):
     elif case == "no file":
         hub.repositories["org/model"] = Repository()
         hub.repositories["org/model"].commit({"README.md": b""})
-    elif case == "offline":
-        environment["HF_HUB_OFFLINE"] = "1"
     else:
         setattr(stored, case, True)
-    found = run(hub, tmp_path, LOAD, name, **environment)
+    found = load(name)
     assert found.get("error") == "WeightsError" and message in found["message"], found
 
 
-def test_private_repositories_work_with_a_token(hub, stored, tmp_path, expected):
+def test_offline_without_a_cache(hub, stored, tmp_path):
+    found = run(hub, tmp_path, LOAD, "hf-hub:org/model", HF_HUB_OFFLINE="1")
+    assert found["error"] == "WeightsError" and "could not be fetched and is not in the cache" in found["message"]
+
+
+def test_private_repositories_work_with_a_token(hub, stored, load, expected):
     stored.private = True
-    assert run(hub, tmp_path, LOAD, "hf-hub:org/model", HF_TOKEN=TOKEN)["sum"] == pytest.approx(expected)
+    assert load("hf-hub:org/model", token=TOKEN)["result"] == pytest.approx(expected)
 
 
-PUSH = """
-import sys, json
-from simco_zoo import push_to_hub
-try:
-    print(json.dumps({"oid": push_to_hub(sys.argv[1], "org/new", **json.loads(sys.argv[2]))}))
-except Exception as error:
-    print(json.dumps({"error": type(error).__name__, "message": str(error)[:300]}))
-"""
-
-
-def test_publish_twice_edit_and_fail(hub, folder, tmp_path, expected):
+def test_publish_twice_edit_and_fail(hub, client, load, folder, expected):
     def push(**arguments: object) -> dict:
-        return run(hub, tmp_path, PUSH, folder, json.dumps(arguments), HF_TOKEN=TOKEN)
+        return client("push", folder, "org/new", token=TOKEN, **arguments)
 
     first = push(private=True)
     assert "error" not in first, first
     repository = hub.repositories["org/new"]
-    assert repository.private and first["oid"] == repository.branches["main"]
+    assert repository.private and first["result"] == repository.branches["main"]
     for name in FILES[:3]:
         assert repository.files("main")[name] == (folder / name).read_bytes()
     card = card_for_repository((folder / "README.md").read_bytes(), "org/new")
     assert repository.files("main")["README.md"] == card
-    assert run(hub, tmp_path, LOAD, "hf-hub:org/new", HF_TOKEN=TOKEN)["sum"] == pytest.approx(expected)
+    assert load("hf-hub:org/new", token=TOKEN)["result"] == pytest.approx(expected)
     # twice changes nothing
-    assert push() == first and len(repository.commits) == 2
+    assert push() == first and len(repository.commits) == 2, repository.commits.keys()
     # a card that someone edited stays, unless asked
     repository.commit({"README.md": b"# My words\n"})
     push()
@@ -222,19 +202,18 @@ def test_publish_twice_edit_and_fail(hub, folder, tmp_path, expected):
     assert repository.files("main")["config.json"] == b"{}"
 
 
-def test_publish_with_a_tag_a_curve_and_remote_code(hub, folder, tmp_path, expected):
+def test_publish_with_a_tag_a_curve_and_remote_code(hub, client, load, folder, tmp_path, expected):
     curves = tmp_path / "drawn.png"
     curves.write_bytes(b"a picture")
     model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     other = simco_zoo.save_pretrained(model, tmp_path / "other", curves=curves)
-    arguments = {"tag": "v1.0", "remote_code": True}
-    published = run(hub, tmp_path, PUSH, other, json.dumps(arguments), HF_TOKEN=TOKEN)
+    published = client("push", other, "org/new", token=TOKEN, tag="v1.0", remote_code=True)
     assert "error" not in published, published
     files = hub.repositories["org/new"].files("v1.0")
-    assert hub.repositories["org/new"].branches["v1.0"] == published["oid"]
+    assert hub.repositories["org/new"].branches["v1.0"] == published["result"]
     assert files["curves.png"] == b"a picture" and b"(curves.png)" in files["README.md"]
     assert json.loads(files["config.json"])["auto_map"] == {"AutoModel": "modeling_simco.SimcoModel"}
-    assert run(hub, tmp_path, LOAD, "hf-hub:org/new@v1.0")["sum"] == pytest.approx(expected)
+    assert load("hf-hub:org/new@v1.0")["result"] == pytest.approx(expected)
     remote = run(hub, tmp_path, REMOTE_CODE, "org/new")
     assert remote["without"] and remote["sum"] == pytest.approx(expected, rel=1e-4) and not remote["imported"]
 
@@ -252,11 +231,11 @@ print(json.dumps({"without": without, "sum": pooled.sum().item(), "imported": "s
 """
 
 
-def test_a_damaged_folder_is_not_sent(hub, folder, tmp_path):
+def test_a_damaged_folder_is_not_sent(hub, client, folder, tmp_path):
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     content = (other / "model.safetensors").read_bytes()
     (other / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    found = run(hub, tmp_path, PUSH, other, "{}", HF_TOKEN=TOKEN)
+    found = client("push", other, "org/new", token=TOKEN)
     assert found["error"] == "WeightsError" and "is damaged" in found["message"] and not hub.repositories
 
 
@@ -303,10 +282,12 @@ def test_a_refused_connection(hub, tmp_path):
         assert way_out in found["message"]
 
 
-def test_a_registered_publication_loads_by_name_without_a_request_from_the_cache(hub, folder, tmp_path, expected):
+def test_a_registered_publication_loads_by_name_without_a_request_from_the_cache(
+    hub, client, folder, tmp_path, expected
+):
     model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     tagged = simco_zoo.save_pretrained(model, tmp_path / "tagged", tag="mine")
-    oid = run(hub, tmp_path, PUSH, tagged, "{}", HF_TOKEN=TOKEN)["oid"]
+    oid = client("push", tagged, "org/new", token=TOKEN)["result"]
     registry = tmp_path / "registry.json"
     registry.write_text("{}")
     assert register_publication(tagged, "org/new", oid, registry) == "simco_r18_025.mine"
@@ -328,6 +309,7 @@ assert "simco_r18_025.mine" in simco_zoo.list_models(pretrained=True)
     cached = next(tmp_path.rglob("models--org--new/snapshots/*/model.safetensors")).resolve()
     entry = json.loads(registry.read_text())
     entry["simco_r18_025.mine"]["config"]["simco_zoo"]["files"]["model.safetensors"]["sha256"] = "0" * 64
+    entry["simco_r18_025.mine"]["config"] = seal(entry["simco_r18_025.mine"]["config"])
     registry.write_text(json.dumps(entry))
     assert "is damaged" in run(hub, tmp_path, code, "simco_r18_025.mine")["message"] and cached.is_file()
 
