@@ -1,12 +1,16 @@
-"""Weighted nearest-neighbor classification, the field's first look at features."""
+"""Nearest neighbors by cosine similarity: search, and weighted classification, the field's first look at features."""
 
 from __future__ import annotations
 
-import math
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from simco_zoo.evaluation.metrics import accuracy
+
+_SIMILARITIES = 2**26  # of one chunk: 256 MiB in fp32
 
 
 def knn(
@@ -23,49 +27,134 @@ def knn(
     """Classifies by the k most similar training features: each votes with exp(cosine / temperature).
 
     The protocol of "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018, section 3.4),
-    exact, on clean images, with the customary k = 200 and temperature 0.1. Of classes with equal votes, none included,
-    the one with the lower number ranks first.
+    exact, on clean images, with the customary k = 200 and temperature 0.1. Ties favor no class: equally similar
+    neighbors share the places that are left, and classes with equal votes, none included, count with the share of their
+    possible orders in which the right one is among the first.
 
     Args:
-        train_feats: Features (N, D), of any length per row.
+        train_feats: Features (N, D); the length of a row does not matter.
         train_labels: Class numbers (N,), from 0.
         test_feats: Features (M, D).
         test_labels: Class numbers (M,).
-        k: Neighbors that vote, from 1 to N.
-        temperature: Of the votes, > 0.
+        k: Neighbors that vote, at least 1; with more than N, all vote, and a warning says so.
+        temperature: Temperature of the votes, > 0.
         chunk_size: Test rows compared at once; None: as many as keep their similarities within 256 MiB.
         device: Where to compute; None: where the features are.
 
     Returns:
-        ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), and ``top1_low`` to
-        ``top1_high``, the 95 % interval of the former for that many test images.
+        ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), and the 95 %
+        interval ``top1_low`` to ``top1_high`` for that many test images.
 
     Raises:
         ValueError: If shapes do not match, features are not finite or an argument is out of range.
+
+    Example:
+        >>> train, test = torch.eye(3), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
+        >>> knn(train, torch.tensor([0, 1, 2]), test, torch.tensor([0, 1]), k=1)["top1"]
+        50.0
     """
     check_features(train_feats, train_labels, test_feats, test_labels)
-    if not 1 <= k <= len(train_feats):
-        raise ValueError(f"k is {k}, but there are {len(train_feats)} training features; choose k from 1 to that.")
+    if k > len(train_feats):
+        warnings.warn(f"k is {k}, but there are {len(train_feats)} training features; all of them vote.", stacklevel=2)
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    options = {"chunk_size": chunk_size, "device": device}
+    scores = knn_scores(train_feats, train_labels, test_feats, classes, k, temperature, **options)  # type: ignore[arg-type]
+    return accuracy(scores, test_labels.to(scores.device, torch.long))
+
+
+def knn_scores(
+    train_feats: Tensor,
+    train_labels: Tensor,
+    test_feats: Tensor,
+    classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+    *,
+    chunk_size: int | None = None,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """Returns the votes for each class, (M, classes), relative to the vote of each row's nearest neighbor.
+
+    Args:
+        train_feats: Features (N, D).
+        train_labels: Class numbers (N,), from 0.
+        test_feats: Features (M, D).
+        classes: Number of classes.
+        k: Neighbors that vote, at least 1; at most N do.
+        temperature: Temperature of the votes, > 0.
+        chunk_size: Test rows compared at once.
+        device: Where to compute; None: where the features are.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, but has to be at least 1.")
     if chunk_size is None:
-        chunk_size = max(1, 2**26 // len(train_feats))
+        chunk_size = max(1, _SIMILARITIES // len(train_feats))
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}, but has to be at least 1.")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but has to be positive.")
+    k = min(k, len(train_feats))
     target = torch.device(device) if device is not None else train_feats.device
     dtype = torch.promote_types(train_feats.dtype, torch.float32)
     bank = F.normalize(train_feats.to(target, dtype), dim=1)
     labels = train_labels.to(target, torch.long)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    hits = torch.zeros(2, dtype=torch.long, device=target)
-    for rows, truth in zip(test_feats.split(chunk_size), test_labels.split(chunk_size), strict=True):
-        similarity = F.normalize(rows.to(target, dtype), dim=1) @ bank.T
-        nearest, index = similarity.topk(k, dim=1)
+    scores = torch.zeros(len(test_feats), classes, dtype=dtype, device=target)
+    for rows, out in zip(test_feats.split(chunk_size), scores.split(chunk_size), strict=True):
+        similarity = F.normalize(rows.to(target, dtype), dim=1) @ bank.T  # (n, N)
+        nearest, index = similarity.topk(min(k + 1, len(bank)), dim=1)
         # relative to the nearest, so that a small temperature does not overflow
-        votes = ((nearest - nearest[:, :1]) / temperature).exp()
-        scores = torch.zeros(len(rows), classes, dtype=dtype, device=target).scatter_add_(1, labels[index], votes)
-        hits += topk_correct(scores, truth.to(target))
-    return accuracy_with_interval(hits, len(test_feats))
+        votes = ((nearest[:, :k] - nearest[:, :1]) / temperature).exp()
+        out.scatter_add_(1, labels[index[:, :k]], votes)
+        if len(bank) > k:
+            # places for which equally similar neighbors compete, one of them at least in vain
+            tied = torch.nonzero(nearest[:, k - 1] == nearest[:, k]).squeeze(1)
+            if len(tied):
+                out[tied] = _votes_with_ties(similarity[tied], labels, k, temperature, classes)
+    return scores
+
+
+def _votes_with_ties(similarity: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Returns the votes of rows (n, N) with ties at place k: equally similar neighbors share the places."""
+    last = similarity.topk(k, dim=1).values[:, -1:]
+    nearer, equal = similarity > last, similarity == last
+    share = (k - nearer.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)
+    votes = ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp() * (nearer + equal * share)
+    return torch.zeros(len(votes), classes, dtype=votes.dtype, device=votes.device).index_add_(1, labels, votes)
+
+
+def search(bank: Tensor, queries: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Finds the most similar rows by cosine similarity; of equally similar ones, those with the lower row number.
+
+    Args:
+        bank: Features (N, D) among which to look.
+        queries: Features (Q, D), or (D,) of a single one.
+        k: How many to find for each query, at least 1; at most N are found.
+
+    Returns:
+        Row numbers, int64 (Q, k), and similarities in [-1, 1], fp32 (Q, k), the most similar first.
+
+    Raises:
+        ValueError: If the shapes do not match or k is below 1.
+    """
+    queries = queries.unsqueeze(0) if queries.ndim == 1 else queries
+    if queries.ndim != 2 or queries.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"the query features are {tuple(queries.shape)}, but have to be (Q, {bank.shape[1]}); both have to come "
+            "from the same model."
+        )
+    if k < 1:
+        raise ValueError(f"k is {k}, but has to be at least 1.")
+    k = min(k, len(bank))
+    unit = F.normalize(bank.float(), dim=1)
+    found: list[tuple[Tensor, Tensor]] = []
+    for rows in queries.split(max(1, _SIMILARITIES // len(bank))):
+        similarity = F.normalize(rows.to(unit), dim=1) @ unit.T
+        ordered = similarity.sort(dim=1, descending=True, stable=True)
+        found.append((ordered.indices[:, :k], ordered.values[:, :k].clamp(-1, 1)))
+    if not found:
+        return torch.empty(0, k, dtype=torch.long), torch.empty(0, k)
+    indices, similarities = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return indices, similarities
 
 
 def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor, test_labels: Tensor) -> None:
@@ -85,30 +174,3 @@ def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor
             f"train_feats has {train_feats.shape[1]} columns and test_feats {test_feats.shape[1]}; "
             "both have to come from the same model."
         )
-
-
-def topk_correct(scores: Tensor, truth: Tensor) -> Tensor:
-    """Returns how many rows have the truth first, and among the first five, of scores (N, C).
-
-    Of equal scores the lower class number ranks first, on every device.
-    """
-    own = scores.gather(1, truth.unsqueeze(1))
-    before = torch.arange(scores.shape[1], device=scores.device) < truth.unsqueeze(1)
-    rank = ((scores > own) | ((scores == own) & before)).sum(dim=1)
-    return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-
-
-def accuracy_with_interval(hits: Tensor, total: int) -> dict[str, float]:
-    """Returns hits as ``top1`` and ``top5`` in percent, and ``top1_low`` to ``top1_high``, a 95 % interval.
-
-    The interval is Wilson's: how far ``top1`` may be off for the test images being a sample. It says nothing of seeds.
-    """
-    share, z = hits[0].item() / total, 1.959964
-    center = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return {
-        "top1": 100 * share,
-        "top5": 100 * hits[1].item() / total,
-        "top1_low": 100 * max(0.0, center - half),
-        "top1_high": 100 * min(1.0, center + half),
-    }

@@ -20,7 +20,7 @@ from simco_zoo.data.presets import ViewPreset
 from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
-from simco_zoo.evaluation.neighbors import accuracy_with_interval, topk_correct
+from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.checks import check_image_size
 from simco_zoo.training.finetune_config import FREE_ON_RESUME, FinetuneConfig

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simco_zoo.distributed import mean_over_processes
 from simco_zoo.evaluation import Features
-from simco_zoo.evaluation.neighbors import accuracy_with_interval, topk_correct
+from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.optimizer import build_schedule

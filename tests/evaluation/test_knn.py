@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from simco_zoo.evaluation import knn
-from simco_zoo.evaluation.neighbors import accuracy_with_interval
+from simco_zoo.evaluation.metrics import accuracy_with_interval, confusion_matrix, per_class_accuracy, topk_correct
+from simco_zoo.evaluation.neighbors import search
 
 
 def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +23,7 @@ def blobs(n: int, seed: int, classes: int = 7, dim: int = 12) -> tuple[torch.Ten
 
 
 def plain(train, labels, test, truth, k, temperature):
-    """One test row at a time, in float64, with a dictionary of votes; ties go to the lower class number."""
+    """One test row at a time, in float64, with a dictionary of votes; ties share the places that are left."""
     train, test = F.normalize(train.double(), dim=1), F.normalize(test.double(), dim=1)
     hits = [0, 0]
     for row, label in zip(test, truth.tolist(), strict=True):
@@ -31,9 +32,10 @@ def plain(train, labels, test, truth, k, temperature):
         for index in similarity.argsort(descending=True)[:k].tolist():
             vote = torch.exp(similarity[index] / temperature).item()
             votes[int(labels[index])] = votes[int(labels[index])] + vote
-        ranked = sorted(votes, key=lambda c: (-votes[c], c))
-        hits[0] += ranked[0] == label
-        hits[1] += label in ranked[:5]
+        above = sum(vote > votes[label] for vote in votes.values())
+        tied = sum(vote == votes[label] for vote in votes.values())
+        for place, first in enumerate((1, 5)):
+            hits[place] += min(max(first - above, 0), tied) / tied
     return {"top1": 100 * hits[0] / len(test), "top5": 100 * hits[1] / len(test)}
 
 
@@ -91,12 +93,86 @@ def test_the_interval_is_wilsons(hits, total):
     assert found["top1_high"] == pytest.approx(100 * expected.high, abs=1e-5)
 
 
-def test_equal_votes_go_to_the_lower_class():
+def test_ties_favor_no_class():
     train = torch.eye(6)
     test = train.sum(dim=0, keepdim=True)  # equally far from all
-    found = [knn(train, torch.tensor([5, 4, 3, 2, 1, 0]), test, torch.tensor([c]), k=6) for c in range(6)]
-    assert [f["top1"] for f in found] == [100, 0, 0, 0, 0, 0]
-    assert [f["top5"] for f in found] == [100, 100, 100, 100, 100, 0]
+    for k in (1, 3, 6):
+        found = [knn(train, torch.arange(6), test, torch.tensor([c]), k=k) for c in range(6)]
+        assert [f["top1"] for f in found] == pytest.approx([100 / 6] * 6)
+        assert [f["top5"] for f in found] == pytest.approx([500 / 6] * 6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 50])
+def test_the_names_of_the_classes_do_not_matter(k):
+    """With few neighbors most classes have no vote at all; which number they have is chance."""
+    train, labels = blobs(60, 0, classes=20)
+    train[10:20] = train[:10]  # equally similar neighbors of other classes
+    test, truth = blobs(40, 1, classes=20)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    found, renamed = knn(train, labels, test, truth, k=k), knn(train, order[labels], test, order[truth], k=k)
+    assert found == pytest.approx(renamed)
+    rows = torch.randperm(60, generator=torch.Generator().manual_seed(4))
+    assert found == pytest.approx(knn(train[rows], labels[rows], test, truth, k=k))
+
+
+def test_top5_of_one_neighbor_is_chance_for_the_classes_without_a_vote():
+    train, labels = blobs(60, 0, classes=20)
+    found = knn(train, labels, *blobs(40, 1, classes=20), k=1)
+    assert found["top5"] == pytest.approx(found["top1"] + (100 - found["top1"]) * 4 / 19)
+
+
+def test_ties_are_the_mean_over_the_orders():
+    """Against drawing an order of the equal scores, many times."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 4, (30, 9), generator=generator).float()
+    truth = torch.randint(0, 9, (30,), generator=generator)
+    drawn = torch.zeros(2)
+    for _ in range(2000):
+        ranked = (scores + 0.5 * torch.rand(30, 9, generator=generator)).argsort(dim=1, descending=True)
+        drawn += torch.tensor([(ranked[:, :n] == truth[:, None]).any(dim=1).sum() for n in (1, 5)])
+    torch.testing.assert_close(topk_correct(scores, truth).float(), drawn / 2000, rtol=0, atol=0.15)
+
+
+def test_more_neighbors_than_there_are():
+    train, labels = blobs(50, 0)
+    test, truth = blobs(20, 1)
+    with pytest.warns(UserWarning, match="k is 200, but there are 50 training features; all of them vote"):
+        found = knn(train, labels, test, truth)
+    assert found == knn(train, labels, test, truth, k=50)
+
+
+def test_confusion():
+    predicted, truth = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([0, 2, 1, 1, 1])
+    matrix = confusion_matrix(predicted, truth, 4)
+    expected = torch.zeros(4, 4, dtype=torch.long)
+    for row, column in zip(truth, predicted, strict=True):
+        expected[row, column] += 1
+    assert torch.equal(matrix, expected)
+    found = per_class_accuracy(matrix)
+    assert found[:3].tolist() == pytest.approx([100, 100 / 3, 100]) and found[3].isnan()
+
+
+@pytest.mark.parametrize("k", [1, 4, 90])
+def test_search_against_numpy(k):
+    bank, _ = blobs(60, 0)
+    bank[7] = 2 * bank[2]  # equally similar: the lower row number first
+    queries, _ = blobs(11, 1)
+    indices, similarities = search(bank, queries, k)
+    unit, wanted = (x.double().numpy() for x in (bank, queries))
+    cosine = (wanted @ unit.T) / np.outer(np.linalg.norm(wanted, axis=1), np.linalg.norm(unit, axis=1))
+    expected = np.argsort(-cosine.round(6), axis=1, kind="stable")[:, :k]
+    assert indices.tolist() == expected.tolist()
+    np.testing.assert_allclose(similarities.numpy(), np.take_along_axis(cosine, expected, 1), atol=1e-6)
+    assert search(bank, bank[2], 2)[0].tolist() == [[2, 7]] and search(bank, bank[2])[1].max() <= 1
+
+
+def test_search_errors():
+    bank, _ = blobs(60, 0)
+    with pytest.raises(ValueError, match=r"are \(2, 3\), but have to be \(Q, 12\)"):
+        search(bank, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="k is 0"):
+        search(bank, bank, 0)
+    assert search(bank, bank[:0])[0].shape == (0, 5)
 
 
 def test_fewer_than_five_classes():
@@ -106,7 +182,6 @@ def test_fewer_than_five_classes():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"k": 0}, "k is 0"),
-    ({"k": 51}, "there are 50 training features"),
     ({"temperature": 0.0}, "temperature is 0.0"),
     ({"train_labels": torch.zeros(3)}, "train_labels"),
     ({"test_feats": torch.zeros(20, 3)}, "the same model"),

@@ -40,6 +40,29 @@ def test_weight_decay_is_chosen_on_held_out_training_features():
     assert shuffled["weight_decay"] == found["weight_decay"]  # the test labels play no part
 
 
+@pytest.mark.parametrize(("n", "dim"), [(120, 60), (400, 12), (2000, 30)])
+def test_as_good_as_scikit_learns_best(n, dim):
+    """Its best of a grid, chosen on the test set even, up to the width of a few test images."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    train, labels = blobs(n, 0, dim=dim)
+    test, truth = blobs(2000, 1, dim=dim)
+    mean, std = train.mean(0), train.std(0, correction=0)
+    fits = [
+        linear_model.LogisticRegression(C=c, max_iter=2000).fit((train - mean) / std, labels)
+        for c in np.logspace(-4, 2, 7)
+    ]
+    best = max(100 * fit.score((test - mean) / std, truth) for fit in fits)
+    assert linear_probe(train, labels, test, truth)["top1"] > best - 1.5
+
+
+def test_a_fit_that_starts_elsewhere_ends_in_the_same_place():
+    train, labels = blobs(300, 0)
+    far = fit_logistic(train, labels, 7, 1e-1, max_iter=300)
+    found = fit_logistic(train, labels, 7, 1e-3, max_iter=300, start=far)
+    torch.testing.assert_close(found, fit_logistic(train, labels, 7, 1e-3, max_iter=300), rtol=0, atol=1e-2)
+    assert far.requires_grad is False
+
+
 def test_a_constant_feature_does_no_harm():
     train, labels = blobs(100, 0)
     test, truth = blobs(100, 1)
