@@ -25,8 +25,9 @@ from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features
 from simco_zoo.files import check_disk_space, write_text
 from simco_zoo.report.curves import PANELS as RUN_PANELS
+from simco_zoo.report.curves import draw_runs
 from simco_zoo.report.page import differences, grid, page, paragraph, part, picture, results, run_colors, setup, table
-from simco_zoo.report.pictures import draw_map, draw_neighbors, draw_runs, draw_views, pick_images
+from simco_zoo.report.pictures import draw_map, draw_neighbors, draw_views, pick_images
 from simco_zoo.report.runs import Run, Sample, load_sample, read_runs, views_of
 
 BANK, TEST = 2000, 500  # images of which neighbors are looked for, and of the map

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simco_zoo.models.methods import METHODS
-from simco_zoo.report.pictures import RUN_COLORS
+from simco_zoo.report.drawing import RUN_COLORS
 from simco_zoo.report.runs import Run
 
 _OWN_TO_A_RUN = {"output", "resume"}  # settings in which runs always differ

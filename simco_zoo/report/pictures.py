@@ -1,4 +1,4 @@
-"""Pictures, written as PNG: nearest neighbors, a map of features, random views, and curves of several runs."""
+"""Pictures of images, written as PNG: nearest neighbors, groups of images, a map of features, random views."""
 
 from __future__ import annotations
 
@@ -13,26 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews
-from simco_zoo.files import atomic_write
+from simco_zoo.report.drawing import DPI, new_figure, plain_text, save_figure
 
-# told apart with any color vision (after Okabe & Ito 2008); after ten runs they start again with another line style
-RUN_COLORS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#6a3d9a",
-    "#7f7f7f",
-    "#8c564b",
-    "#111111",
-)
 LEGEND_CLASSES = 20  # with more, nobody finds a color again
 FEWEST_ON_A_MAP = 5
 _RIGHT, _WRONG, _PLAIN = "#2a9d4a", "#d1242f", "#8a8a8a"
 _CELL = 112  # pixels of an image in a grid, at most
-_LOG_W_BANDS = (("log_w_q05", "log_w_q95"), ("log_w_q25", "log_w_q75"))
 
 
 def pick_images(images: ImageData, count: int, seed: int = 0) -> list[int]:
@@ -106,19 +92,39 @@ def draw_neighbors(
     top = above + (0.35 if title else 0)
     figure, axes = _sheet(blocks * (width + 1) - 1, top + (lines - 1) * pitch + 1)  # an empty column between blocks
     if title:
-        figure.suptitle(_plain(title), y=1 - 0.08 / figure.get_figheight())
+        figure.suptitle(plain_text(title), y=1 - 0.08 / figure.get_figheight())
     for place, query in enumerate(rows):
         block, line = divmod(place, lines)
         left, y, name = block * (width + 1), top + line * pitch, _class_of(queries, query)
         _tile(axes, shown[place], left, y, "black", 2.5)
         if name is not None:
-            axes.text(left + 0.04, y - 0.03, _plain(name, 44), fontsize=11, va="bottom")
+            axes.text(left + 0.04, y - 0.03, plain_text(name, 44), fontsize=11, va="bottom")
         for column, row in enumerate(nearest[place].tolist()):
             other = _class_of(bank, row)
             frame = (_PLAIN, 0.8) if name is None or other is None else (_RIGHT, 1.5) if name == other else (_WRONG, 3)
             _tile(axes, found[place, column], left + column + 1, y, *frame)
-    _save(figure, path)
+    save_figure(figure, path)
     return nearest
+
+
+def draw_groups(path: Path, images: ImageData, groups: Sequence[Sequence[int]], captions: Sequence[str]) -> None:
+    """Draws groups of images, a row each, with a caption above it; of a large group the first eight.
+
+    Args:
+        path: The file, ``.png``.
+        images: Where the images come from.
+        groups: Row numbers of each group.
+        captions: What stands above each group.
+    """
+    shown = [list(group[:8]) for group in groups]
+    pitch = 1.3
+    figure, axes = _sheet(max(4, *(len(rows) for rows in shown)), pitch * len(shown))
+    for line, (rows, caption) in enumerate(zip(shown, captions, strict=True)):
+        y = pitch * line + 0.3
+        axes.text(0.04, y - 0.03, plain_text(caption, 60), fontsize=11, va="bottom")
+        for column, tile in enumerate(_pixels(images, rows, _CELL)):
+            _tile(axes, tile, column, y, _PLAIN, 0.8)
+    save_figure(figure, path)
 
 
 def draw_map(
@@ -152,7 +158,6 @@ def draw_map(
             or not finite.
     """
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
     from sklearn.manifold import TSNE
@@ -169,7 +174,7 @@ def draw_map(
     tsne = TSNE(metric="cosine", init="pca", random_state=seed, perplexity=perplexity)
     places = tsne.fit_transform(unit.numpy())
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.subplots()
     colors: list[Any] = [_PLAIN] * len(images)
     if images.labels is not None:
@@ -182,14 +187,14 @@ def draw_map(
         if few:
             handles = [Line2D([], [], marker="o", linestyle="", color=color) for color in palette]
             first = [int((images.labels == label).nonzero()[0]) for label in present]
-            names = [_plain(str(_class_of(images, row)), 24) for row in first]
+            names = [plain_text(str(_class_of(images, row)), 24) for row in first]
             where: dict[str, Any] = {"loc": "outside right center"}
             if legend == "below":
                 where = {"loc": "outside lower center", "ncols": max(1, int(size[0] // 1.9)), "columnspacing": 1}
             figure.legend(handles, names, frameon=False, handletextpad=0.2, **where)
     axes.scatter(places[:, 0], places[:, 1], s=14, color=colors, alpha=0.7, linewidths=0)
     axes.margins(0.06)
-    axes.set(xticks=[], yticks=[], title=_plain(title))
+    axes.set(xticks=[], yticks=[], title=plain_text(title))
     figure.draw_without_rendering()  # now the places are known in pixels
 
     side = 40  # pixels of an image on the map
@@ -200,10 +205,10 @@ def draw_map(
         if all((abs(pixels[index] - pixels[other]) > side + 6).any() for other in chosen):
             chosen.append(index)
     for index, image in zip(chosen, _pixels(images, chosen, side, exactly=True), strict=True):
-        box = OffsetImage(_hwc(image), zoom=72 / _DPI, interpolation="nearest")
+        box = OffsetImage(_hwc(image), zoom=72 / DPI, interpolation="nearest")
         frame = {"edgecolor": colors[index], "linewidth": 4}  # of which the image hides half
         axes.add_artist(AnnotationBbox(box, places[index], pad=0, bboxprops=frame))
-    _save(figure, path)
+    save_figure(figure, path)
     return places
 
 
@@ -241,57 +246,11 @@ def draw_views(
             _tile(axes, small[line, column], column + 1.2, y, _PLAIN, 0.8)
     axes.text(0.04, top - 0.03, "image", fontsize=12, va="bottom")
     axes.text(1.24, top - 0.03, "random views", fontsize=12, va="bottom")
-    _save(figure, path)
+    save_figure(figure, path)
     return shown
 
 
-def draw_runs(path: Path, logs: dict[str, list[dict[str, Any]]], column: str, *, title: str) -> None:
-    """Draws one column of several runs' logs over the epochs, each run in its color of ``RUN_COLORS``.
-
-    ``log_w_q50`` gets the bands from 5 to 95 % and from 25 to 75 %.
-
-    Args:
-        path: The file, ``.png``.
-        logs: Rows of each run's ``log.csv``, by the run's name; a value not measured is None or missing.
-        column: What to draw; a run without it is only in the legend's order of colors.
-        title: Above the curves.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    bands = _LOG_W_BANDS if column == "log_w_q50" else ()
-    columns = 1 if max(map(len, logs)) > 22 else 2
-    legend = 0.2 * -(-len(logs) // columns) if len(logs) > 1 else 0.0  # inches
-    figure = Figure(figsize=(5, 3.4 + legend), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, rows) in enumerate(logs.items()):
-        known = [row for row in rows if row.get(column) is not None]
-        if not known:
-            continue
-        epochs = [row["epoch"] for row in known]
-        color, line = RUN_COLORS[number % len(RUN_COLORS)], ("-", "--", ":", "-.")[number // len(RUN_COLORS) % 4]
-        marker = "o" if len(known) < 30 else None
-        values = [row[column] for row in known]
-        axes.plot(epochs, values, line, color=color, marker=marker, markersize=3.5, label=_plain(name, 44))
-        for low, high in bands:
-            ends = [row[low] for row in known], [row[high] for row in known]
-            if len(known) == 1:  # of one epoch a band has no width
-                axes.vlines(epochs, *ends, color=color, alpha=0.4, linewidth=2 if low == "log_w_q05" else 5)
-            else:
-                axes.fill_between(epochs, *ends, color=color, alpha=min(0.15, 0.5 / len(logs)), linewidth=0)
-    axes.set_title(_plain(title), fontsize=11)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    _save(figure, path, dpi=150)
-
-
 # Parts
-
-_DPI = 100
 
 
 def _check_rows(images: ImageData, features: Tensor) -> None:
@@ -327,9 +286,8 @@ def _class_of(images: ImageData, row: int) -> str | None:
 
 def _sheet(width: float, height: float) -> tuple[Any, Any]:
     """Returns a figure and axes over all of it whose units are inches, from the upper left corner."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.axis("off")
@@ -344,16 +302,3 @@ def _tile(axes: Any, image: Tensor, left: float, top: float, color: str, linewid
     extent = (left, left + side, top + side, top)
     axes.imshow(_hwc(image), extent=extent, aspect="auto", interpolation="bicubic")
     axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=color, linewidth=linewidth))
-
-
-def _plain(text: str, longest: int = 200) -> str:
-    """Returns a text that matplotlib shows as it is: no formulas, no line breaks, and not left out of legends."""
-    text = " ".join(text.split())
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    text = text.replace("$", r"\$")
-    return "\N{ZERO WIDTH SPACE}" + text if text.startswith("_") else text
-
-
-def _save(figure: Any, path: Path, dpi: int = _DPI) -> None:
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=dpi)

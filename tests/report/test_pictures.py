@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from simco_zoo.data import PRESETS, ImageData, TwoViews, load_images
-from simco_zoo.report.pictures import RUN_COLORS, draw_map, draw_neighbors, draw_runs, draw_views, pick_images
+from simco_zoo.report.curves import draw_runs
+from simco_zoo.report.drawing import RUN_COLORS
+from simco_zoo.report.pictures import draw_map, draw_neighbors, draw_views, pick_images
 
 GREEN, RED = (0x2A, 0x9D, 0x4A), (0xD1, 0x24, 0x2F)
 
