@@ -238,6 +238,7 @@ def _training(config: dict[str, Any]) -> str:
     if kind == "converted":
         rows = [("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}")]
         rows.append(("settings of the training", "not in the checkpoint"))
+        rows.append(("mean, deviation and crop of the input", "not in the checkpoint; the usual ones are assumed"))
         return markdown_table(("setting", "value"), rows)
     supervised = kind in ("fine-tuned", "probe", "from scratch")
     rows = [] if kind == "from scratch" else [("pretrained by" if supervised else "method", _method_of(section))]

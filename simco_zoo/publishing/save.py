@@ -108,7 +108,7 @@ def save_pretrained(
     config["simco_zoo"] = {
         "method": model.method,
         "method_config": model.method_config(),
-        "loss": _loss(model),
+        "loss": {} if (recipe or {}).get("converted_from") else _loss(model),  # it is not in a checkpoint
         "recipe": recipe or {},
         "data": data or {},
         "metrics": metrics or {},

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 import simco_zoo
+from simco_zoo.cli.convert import main
 from simco_zoo.publishing.verify import verify
-from tests.recipes.test_recipes import call, last_json
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -51,8 +56,21 @@ def lightning(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
+def call(*arguments: object) -> tuple[str, str]:
+    """Runs the command in this process; returns what it printed, and the error that it ended in."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            assert main([str(argument) for argument in arguments]) == 0
+        except ValueError as error:
+            return printed.getvalue(), str(error)
+    return printed.getvalue(), ""
+
+
 def converted(path: Path, *arguments: object) -> tuple[dict, simco_zoo.models.ContrastiveModel]:
-    result = last_json(call("convert.py", "--checkpoint", path, "--output", path.parent / "converted", *arguments))
+    printed, error = call("--checkpoint", path, "--output", path.parent / "converted", *arguments)
+    assert not error, error
+    result = json.loads(printed.splitlines()[-1])
     assert [check.problem for check in verify(result["folder"]) if check.problem] == []
     return result, simco_zoo.create_model(f"local-dir:{result['folder']}", pretrained=True).eval()
 
@@ -95,22 +113,103 @@ def test_the_original_moco(tmp_path):
     assert result["architecture"] == "resnet50"
 
 
-@pytest.mark.parametrize("own_resnet", [True, False])
-def test_lightly(own_resnet, tmp_path):
-    network, projector = small_resnet18(1), head()
-    children = list(network.children())[:-1]
-    if own_resnet:  # lightly's ResNet has neither ReLU nor max-pooling as children, and calls its downsampling shortcut
-        children = [network.conv1, network.bn1, network.layer1, network.layer2, network.layer3, network.layer4]
-    body = prefixed("backbone.", nn.Sequential(*children))
-    if own_resnet:
-        body = {key.replace(".downsample.", ".shortcut."): value for key, value in body.items()}
+def lightly_checkpoint(path: Path, backbone: nn.Module, projector: nn.Module) -> Path:
     projection_head = nn.Sequential()
     projection_head.layers = projector
-    state = {**body, **prefixed("projection_head.", projection_head), "criterion.memory_bank.bank": torch.randn(4, 4)}
-    result, model = converted(lightning(tmp_path / "l.ckpt", state), "--method", "mocov2", "--stem-padding", 1)
+    state = {**prefixed("backbone.", backbone), **prefixed("projection_head.", projection_head)}
+    return lightning(path, {**state, "criterion.memory_bank.bank": torch.randn(4, 4)})
+
+
+@pytest.mark.parametrize("with_pooling", [True, False])
+def test_lightly_with_torchvisions_resnet(with_pooling, tmp_path):
+    network, projector = small_resnet18(1), head()
+    children = [
+        child for name, child in network.named_children() if name != "fc" and (with_pooling or name != "maxpool")
+    ]
+    path = lightly_checkpoint(tmp_path / "l.ckpt", nn.Sequential(*children), projector)
+    result, model = converted(path, "--method", "mocov2", "--stem-padding", 1)
     torch.testing.assert_close(model(IMAGES), network(IMAGES))
     torch.testing.assert_close(model.project(IMAGES), F.normalize(projector(network(IMAGES)), dim=1))
     assert result["layout"] == "lightly" and result["left_out"] == ["criterion.memory_bank.bank"]
+
+
+def test_lightlys_own_resnet_as_its_documentation_cuts_it_up_is_another_network(tmp_path):
+    """Against lightly itself: the ReLU after the stem is a function in its forward, so the children alone lack it."""
+    models = pytest.importorskip("lightly.models")
+    resnet = shaken(models.ResNetGenerator("resnet-18"))
+    cut = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
+    path = lightly_checkpoint(tmp_path / "l.ckpt", cut, head())
+    arguments = ["--checkpoint", path, "--output", tmp_path / "o", "--method", "mocov2", "--stem-padding", 1]
+    assert "has lost the ReLU" in call(*arguments)[1] and not (tmp_path / "o").exists()
+    # with the flag it is the network with the ReLU, which is not what was cut up
+    result, model = converted(path, "--method", "mocov2", "--stem-padding", 1, "--stem-relu")
+    features = model(IMAGES)
+    assert not torch.allclose(features, cut(IMAGES).flatten(1), rtol=0.1)
+    expected = F.relu(resnet.bn1(resnet.conv1(IMAGES)))
+    for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
+        expected = layer(expected)
+    torch.testing.assert_close(features, expected.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    assert result["layout"] == "lightly"
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet-18", "18"), ("resnet-34", "34"), ("resnet-50", "50")])
+def test_lightlys_own_resnet_as_a_whole(name, size, tmp_path):
+    models = pytest.importorskip("lightly.models")
+    resnet = shaken(models.ResNetGenerator(name))
+    path = lightning(tmp_path / "l.ckpt", prefixed("backbone.", resnet))
+    result, model = converted(path, "--method", "simco", "--stem-padding", 1)
+    resnet.linear = nn.Identity()
+    torch.testing.assert_close(model(IMAGES), resnet(IMAGES), rtol=1e-4, atol=1e-4)
+    assert result["architecture"] == f"simco_r{size}" and not result["projector"]
+
+
+@pytest.mark.parametrize("case", ["torchvision", "timm", "timm vit", "safetensors"])
+def test_plain_weights_claim_nothing(case, tmp_path):
+    if case == "timm vit":
+        network, arguments, size = timm.create_model("test_vit"), ["--backbone", "test_vit"], 160
+    else:
+        network, arguments, size = (
+            shaken(resnet18() if case == "torchvision" else timm.create_model("resnet18")),
+            [],
+            64,
+        )
+    path = tmp_path / f"plain.{'safetensors' if case == 'safetensors' else 'pth'}"
+    (save_file if case == "safetensors" else torch.save)(network.state_dict(), path)
+    result, model = converted(path, *arguments, "--license", "mit")
+    network = network.eval()
+    setattr(network, "head" if case == "timm vit" else "fc", nn.Identity())
+    images = torch.randn(1, 3, size, size)
+    torch.testing.assert_close(model(images), network(images))
+    assert result["layout"] == "timm or torchvision" and result["left_out"] == [
+        f"{'head' if case == 'timm vit' else 'fc'}.{part}" for part in ("bias", "weight")]  # fmt: skip
+    config = json.loads((Path(result["folder"]) / "config.json").read_text())
+    assert config["simco_zoo"]["loss"] == {} and "tag" not in config["pretrained_cfg"]
+    assert config["pretrained_cfg"]["license"] == "mit"
+    card = (Path(result["folder"]) / "README.md").read_text()
+    assert "license: mit" in card and "InfoNCE" not in card and "tau_alpha" not in card and "by SimCo" not in card
+
+
+def test_an_original_moco_of_imagenet_claims_nothing_of_timm(tmp_path):
+    path = tmp_path / "moco.pth.tar"
+    torch.save({"state_dict": prefixed("module.encoder_q.", shaken(resnet50()))}, path)
+    result, _ = converted(path, "--method", "mocov2")
+    config = json.loads((Path(result["folder"]) / "config.json").read_text())
+    cfg = config["pretrained_cfg"]
+    assert cfg["crop_pct"] == 0.875 and "tag" not in cfg and "license" not in cfg and config["simco_zoo"]["loss"] == {}
+
+
+def test_our_own_checkpoint_points_to_what_was_published(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("epochs: 1\n")
+    path = run / "checkpoints" / "step-00000010.ckpt"
+    model = simco_zoo.create_model("simco_r18_025")
+    torch.save({"model": model.state_dict(), "settings": {}}, path)
+    elsewhere = tmp_path / "moved.pth"
+    torch.save({"model": model.state_dict(), "settings": {}}, elsewhere)
+    for checkpoint, named in ((path, str(run / "last")), (elsewhere, "last/")):
+        error = call("--checkpoint", checkpoint, "--output", tmp_path / "o")[1]
+        assert named in error and "training checkpoint of simco-zoo" in error
 
 
 def test_a_projector_that_the_zoo_has_not_is_left_out(tmp_path):
@@ -142,8 +241,11 @@ class Evil:
     ("no key encoder", "has no key encoder"),
     ("missing layer", "layer4.1.bn2.weight"),
     ("missing file", "there is no file"),
+    ("no method", "pass --method"),
+    ("another width", "the stem has 32 channels"),
+    ("cut file", "cannot be read as a checkpoint|could run code"),
 ])  # fmt: skip
-def test_what_cannot_be_converted_says_why(case, message, tmp_path):
+def test_what_cannot_be_converted_says_why(case, message, tmp_path, monkeypatch):
     state: dict = prefixed("encoder.", small_resnet18(1))
     arguments = ["--method", "simco", "--stem-padding", "1"]
     path = tmp_path / "c.ckpt"
@@ -159,8 +261,15 @@ def test_what_cannot_be_converted_says_why(case, message, tmp_path):
         arguments += ["--encoder", "key"]
     elif case == "missing layer":
         del state["encoder.layer4.1.bn2.weight"]
+    elif case == "no method":
+        arguments = arguments[2:]
+    elif case == "another width":
+        state = {key: value[:32] if key == "encoder.conv1.weight" else value for key, value in state.items()}
     if case != "missing file":
         lightning(path, state)
-    done = call("convert.py", "--checkpoint", path, "--output", tmp_path / "o", *arguments, check=False, cwd=tmp_path)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    if case == "cut file":
+        path.write_bytes(path.read_bytes()[:10_000])
+    monkeypatch.chdir(tmp_path)
+    error = call("--checkpoint", path, "--output", tmp_path / "o", *arguments)[1]
+    assert re.search(message, error) and len(error) < 1000 and "\n" not in error, error
     assert not (tmp_path / "o").exists() and not (tmp_path / "evil.txt").exists()
