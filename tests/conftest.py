@@ -18,6 +18,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 CIFAR100 = Path(__file__).parents[2] / "shared" / "data" / "cifar100"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=40, metavar="N", help="inputs of each kind in tests/fuzz; 0: all")
+
+
+@pytest.fixture(scope="session")
+def fuzz_count(request: pytest.FixtureRequest) -> int:
+    """How many inputs of each kind tests/fuzz tries; 0 means all there are."""
+    return int(request.config.getoption("--fuzz"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
