@@ -296,7 +296,7 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(tmp_path, monkeypatch)
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(TrainingError, match="the loss is nan at step 6; go on") as caught,
+        pytest.raises(TrainingError, match="is nan at step 6; go on") as caught,
     ):
         stop_at(patch, 5, poison)
         run(tmp_path / "run", start=network)
