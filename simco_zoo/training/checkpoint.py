@@ -83,7 +83,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Lists a run's checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name)]
+    found = [path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name) and path.is_file()]
     return sorted(found, key=step_of)
 
 

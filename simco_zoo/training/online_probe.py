@@ -42,12 +42,13 @@ class OnlineProbe:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=LR, momentum=0.9)
         self.config = config
-        self.set_phase(phase)
+        self.set_phase(phase, 0)
         model.report_features = True
 
-    def set_phase(self, phase: Phase) -> None:
-        """Gives the probe the schedule of a phase of the run."""
+    def set_phase(self, phase: Phase, step: int) -> None:
+        """Gives the probe the schedule of a phase of the run, at a step of it."""
         self.schedule = build_schedule(self.optimizer, self.config, phase, peak_lr=LR)
+        self.schedule.step_update(step)
 
     def step(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         """Learns from the features that ``contrast`` reported.
@@ -82,8 +83,7 @@ class OnlineProbe:
     def state_dict(self) -> dict[str, Any]:
         return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Restores what ``state_dict`` returned after ``step`` steps."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned; ``set_phase`` has to follow."""
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.step_update(step)

@@ -112,6 +112,8 @@ def build_schedule(
 
     ``peak_lr`` is the rate after the warm-up where that is not the config's.
     """
+    for group in optimizer.param_groups:  # where another schedule was there before
+        group["lr"] = group.get("initial_lr", group["lr"])
     return ConstantThenCosine(
         optimizer,
         phase,

@@ -384,12 +384,12 @@ class Pretraining(Trainer):
         self.model.load_state_dict(state["model"])
         super().load_state_dict(state)
         if self.monitor.online_probe is not None:
-            self.monitor.online_probe.load_state_dict(state["online_probe"], self.state.step)
+            self.monitor.online_probe.load_state_dict(state["online_probe"])
 
     def set_phases(self, phases: list[Phase]) -> None:
         super().set_phases(phases)
         if self.monitor.online_probe is not None:
-            self.monitor.online_probe.set_phase(phases[-1])
+            self.monitor.online_probe.set_phase(phases[-1], self.state.step)
 
 
 class _Contrast(nn.Module):
