@@ -130,6 +130,6 @@ def _groups(z1: Tensor, z2: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]
 def _gradient(z1: Tensor, z2: Tensor, temperature: float, dt_m: float) -> Tensor:
     """Returns the gradient of the loss with respect to both views, as one vector."""
     with torch.enable_grad():
-        inputs = [z.detach().double().requires_grad_() for z in (z1, z2)]
-        loss = dual_temperature(*inputs, temperature=temperature, dt_m=dt_m, check=False)
-        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, inputs)])
+        query, key = (z.detach().double().requires_grad_() for z in (z1, z2))
+        loss = dual_temperature(query, key, temperature=temperature, dt_m=dt_m, check=False)
+        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, (query, key))])
