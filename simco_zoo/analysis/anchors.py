@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simco_zoo.analysis.figure import finish_axes, write_figure
 from simco_zoo.evaluation.strength import BATCHES, RATIOS, SIZES, TEMPERATURES, gradient_cosines, strengths
-from simco_zoo.report.pictures import RUN_COLORS
+from simco_zoo.report.drawing import RUN_COLORS
 from simco_zoo.training.log import write_log
 
 EXPECTED = (

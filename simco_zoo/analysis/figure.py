@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simco_zoo.files import atomic_write, write_text
+from simco_zoo.files import write_text
+from simco_zoo.report.drawing import new_figure, save_figure
 
 _LINE = 0.19  # inches of a caption's line
 _CHARACTERS = 12.5  # of a caption's line, per inch
@@ -33,17 +34,14 @@ def write_figure(
     write_text(path.with_suffix(".txt"), caption + "\n")
     if importlib.util.find_spec("matplotlib") is None:
         return False
-    from matplotlib.figure import Figure
-
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * _CHARACTERS)) or [""]]
     below = _LINE * len(lines) + 0.25
-    figure = Figure(figsize=(width, height + below), layout="constrained")
+    figure = new_figure(width, height + below)
     halves: Any = figure.subfigures(2, 1, height_ratios=(height, below))
     top, bottom = halves
     draw(top)
     bottom.text(0.02, 0.92, "\n".join(lines), fontsize=9, va="top", ha="left", linespacing=1.35, parse_math=False)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=130)
+    save_figure(figure, path, dpi=130)
     return True
 
 
