@@ -22,6 +22,7 @@ FLOORS = [
     {"publishing"},
     {"evaluation", "report"},
     {"training"},
+    {"analysis"},
     {"arguments", "cli", "recipes", "hubconf", ""},  # "" is simco_zoo/__init__.py
 ]
 

@@ -20,6 +20,7 @@ COMMANDS = {
         "knn": "measure the kNN accuracy of a model's features",
         "linear": "measure a linear probe on a model's features",
         "report": "compare runs on one HTML page, with curves and pictures",
+        "analyze": "run the paper's argument: the strength of the anchors",
     },
     "Use": {
         "extract": "write the features of images to a file",

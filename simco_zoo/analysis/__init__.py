@@ -1,0 +1,1 @@
+"""The paper's argument as studies that anyone can run; ``simco-zoo analyze`` is the command."""
