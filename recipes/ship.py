@@ -17,7 +17,7 @@ from typing import Any
 
 import simco_zoo
 from simco_zoo.cli.run import run
-from simco_zoo.data import load_images
+from simco_zoo.data import load_splits
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, knn, linear_probe
 from simco_zoo.hub.folder import from_path
@@ -32,7 +32,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Returns kNN and linear accuracy of a published folder, in percent."""
     model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     size, device = model.pretrained_cfg["input_size"][-1], pick_device(args.device)
-    parts = [load_images(args.dataset, split=split, image_size=size, limit=args.limit) for split in ("train", "test")]
+    parts = load_splits(args.dataset, image_size=size, limit=args.limit, require_labels=True)
     train, test = (extract_features(model, part, device=device, progress_bar=True) for part in parts)
     found: dict[str, float] = {}
     for name, result in (

@@ -13,7 +13,7 @@ import simco_zoo
 from simco_zoo.arguments import read_settings
 from simco_zoo.cli import pretrain
 from simco_zoo.cli.run import run
-from simco_zoo.data import load_images
+from simco_zoo.data import load_splits
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, linear_probe
 from simco_zoo.files import write_text
@@ -30,16 +30,16 @@ def probe(folder: Path, args: Any, config: TrainingConfig) -> float:
     """Returns the top-1 accuracy of a linear probe on a published folder, measured as pretrain measures the last."""
     device = pick_device(config.device)
     model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
-    columns = {"image_column": args.image_column, "label_column": args.label_column}
-    train, test = (
-        extract_features(
-            model,
-            load_images(args.dataset, split=split, image_size=args.image_size, limit=args.limit, **columns),
-            device=device,
-            num_workers=config.workers,
-        )
-        for split in (args.train_split, args.test_split)
+    names = ("image_size", "limit", "image_column", "label_column", "dataset_config", "revision")
+    parts = load_splits(
+        args.dataset,
+        train_split=args.train_split,
+        test_split=args.test_split,
+        val_fraction=args.val_fraction,
+        require_labels=True,
+        **{name: getattr(args, name) for name in names},
     )
+    train, test = (extract_features(model, part, device=device, num_workers=config.workers) for part in parts)
     result = linear_probe(train.features, train.labels, test.features, test.labels, device=device)
     return round(result["top1"], 3)
 

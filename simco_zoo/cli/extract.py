@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import add_device, add_images, add_model
+from simco_zoo.cli.sources import add_device, add_images, add_model, source_options
 from simco_zoo.distributed import is_main
 from simco_zoo.evaluation.export import extract_to_file
 
@@ -35,9 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         batch_size=args.batch_size,
         num_workers=args.workers,
         device=args.device,
-        image_column=args.image_column,
-        label_column=args.label_column,
         limit=args.limit,
+        **source_options(args),
     )
     skipped = result.pop("skipped")
     if is_main():

@@ -36,8 +36,8 @@ from simco_zoo.arguments import (
     write_settings,
 )
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import add_images
-from simco_zoo.data import ImageData, load_images, stream_images
+from simco_zoo.cli.sources import add_images, add_val_fraction, source_options
+from simco_zoo.data import ImageData, load_splits, stream_images
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, world_size
 from simco_zoo.models import ContrastiveModel
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_images(data)
     data.add_argument("--train-split", default="train", help="name of the training split")
     data.add_argument("--test-split", default="test", help="split for the kNN accuracy, or none to go without")
+    add_val_fraction(data)
     data.add_argument("--image-size", type=int, metavar="PX", help="side in pixels; default: the images' own")
     data.add_argument("--streaming", action="store_true", help="read the data set as it comes (needs --image-size)")
     text = "images per epoch; default: as many as the stream says that it has"
@@ -106,8 +107,6 @@ def main(argv: list[str] | None = None) -> int:
     import_first(argv)
     args, config = read_settings(build_parser(), TrainingConfig, argv)
     init_distributed(pick_device(config.device))
-    columns = {"image_column": args.image_column, "label_column": args.label_column}
-    load = {"image_size": args.image_size, "limit": args.limit, **columns}
     test_images = None
     images: ImageData | StreamedImages
     if args.streaming:
@@ -115,12 +114,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 "a stream's images are not looked at beforehand; say what size they get with --image-size."
             )
-        options = {"image_size": args.image_size, "image_column": args.image_column, "length": args.epoch_images}
+        options = {name: value for name, value in source_options(args).items() if name != "label_column"}
+        options.update(image_size=args.image_size, length=args.epoch_images)
         images = stream_images(args.dataset, args.train_split, **options)
     else:
-        images = load_images(args.dataset, split=args.train_split, **load)
-    if args.test_split != "none" and images.labels is not None:
-        test_images = load_images(args.dataset, split=args.test_split, **load)
+        splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
+        load = {"image_size": args.image_size, "limit": args.limit, **source_options(args)}
+        images, test_images = load_splits(args.dataset, **splits, **load)
 
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(args, images.image_size, len(images))

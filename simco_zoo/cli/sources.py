@@ -11,7 +11,9 @@ from torch import Tensor
 import simco_zoo
 from simco_zoo.arguments import add_import, place
 from simco_zoo.cli.run import build_command
-from simco_zoo.data import ImageData, load_images
+from simco_zoo.data import ImageData, load_splits
+from simco_zoo.data.datasets import VAL_FRACTION
+from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import init_distributed, pick_device
 from simco_zoo.evaluation import extract_features
 from simco_zoo.models import ContrastiveModel
@@ -34,13 +36,22 @@ def add_images(parser: Any, flag: str = "--dataset", **options: Any) -> None:
     text = "column of the {0} in a table of images; default: {1}"
     parser.add_argument("--image-column", help=text.format("images", "the only one of images"))
     parser.add_argument("--label-column", help=text.format("labels", "label or the only one of classes"))
+    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a data set that has several")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set of the Hub; default: its newest")
     parser.add_argument("--limit", type=int, metavar="IMAGES", help="use at most that many of each split; default: all")
 
 
 def add_splits(parser: Any) -> None:
-    """Adds which splits: ``--train-split``, ``--test-split``."""
+    """Adds which splits: ``--train-split``, ``--test-split``, ``--val-fraction``."""
     parser.add_argument("--train-split", default="train", help="name of the training split")
     parser.add_argument("--test-split", default="test", help="name of the test split")
+    add_val_fraction(parser)
+
+
+def add_val_fraction(parser: Any) -> None:
+    """Adds ``--val-fraction``."""
+    text = "share of each class that is held out if the images have no test split"
+    parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION, metavar="SHARE", help=text)
 
 
 def add_device(parser: Any) -> None:
@@ -73,44 +84,48 @@ def load_model(args: argparse.Namespace) -> ContrastiveModel:
     return model
 
 
-def columns(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns which columns hold images and labels, as arguments of ``load_images``."""
-    return {"image_column": args.image_column, "label_column": args.label_column}
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what ``add_images`` asks about the source, as arguments of ``load_images``."""
+    return {name: getattr(args, name) for name in ("image_column", "label_column", "dataset_config", "revision")}
 
 
 def load_labeled(
     args: argparse.Namespace, image_size: int | None = None
 ) -> tuple[ContrastiveModel, ImageData, ImageData]:
-    """Returns the model and the images of both splits, by default of the size that it was trained on."""
+    """Returns the model and the labeled images of both splits, by default of the size that it was trained on."""
     init_distributed(pick_device(args.device))
     model = load_model(args)
-    size = image_size or model.pretrained_cfg["input_size"][-1]
-    images, test_images = (
-        load_images(args.dataset, split=split, image_size=size, limit=args.limit, **columns(args))
-        for split in (args.train_split, args.test_split)
-    )
+    images, test_images = load_both(args, image_size=image_size or model.pretrained_cfg["input_size"][-1])
     return model, images, test_images
+
+
+def load_both(args: argparse.Namespace, **load: Any) -> tuple[ImageData, ImageData]:
+    """Returns the labeled images of both splits, with the same classes."""
+    splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
+    images, test_images = load_splits(
+        args.dataset, require_labels=True, limit=args.limit, **splits, **source_options(args), **load
+    )
+    assert test_images is not None  # required
+    return images, test_images
 
 
 def extract_splits(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns features (N, D) and labels (N,) of the training split, then of the test split."""
     device = init_distributed(pick_device(args.device))
     model = load_model(args)
+    config = input_config(model)
+    load = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation", "mean")}
     train, test = (
         extract_features(
             model,
-            args.dataset,
+            images,
             args.batch_size,
-            split=split,
             device=device,
             num_workers=args.workers,
             progress_bar=True,
             across_processes=True,
-            limit=args.limit,
-            **columns(args),
         )
-        for split in (args.train_split, args.test_split)
+        for images in load_both(args, image_size=config["input_size"][-1], **load)
     )
-    if train.labels is None or test.labels is None:
-        raise ValueError(f"{args.dataset} has no labels; accuracy needs them (name the column with --label-column).")
+    assert train.labels is not None and test.labels is not None  # required
     return train.features, train.labels, test.features, test.labels

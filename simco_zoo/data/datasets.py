@@ -1,30 +1,36 @@
-"""Images with their labels, from a folder, a data set of the Hub, or built in.
+"""Images with their labels, from every kind of source.
 
 Small sets are decoded once into one uint8 tensor; large ones are decoded in worker processes, batch by batch.
 """
 
 from __future__ import annotations
 
-import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from simco_zoo.data.transforms import fit, to_rgb
+from simco_zoo.data.decoding import ImageReader, describe_error, image_size, read_image
+from simco_zoo.data.labels import align_labels
+from simco_zoo.data.presets import IMAGENET_MEAN, IMAGENET_STD
+from simco_zoo.data.rows import Rows, Source, Subset
+from simco_zoo.data.sources import Options, open_source
+from simco_zoo.data.subsets import holdout, shorten
+from simco_zoo.data.transforms import EvalTransform
+from simco_zoo.distributed import is_main
 
 IN_MEMORY_BYTES = 2 * 1024**3
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-_SPLIT_NAMES = {"test": ("test", "validation", "val", "valid"), "train": ("train", "training")}
+VAL_FRACTION = 0.2  # of each class, held out where a source has no test split
+_log = logging.getLogger("simco_zoo.data")
+_TRIES = 100  # images in a row that may be damaged
 
-Source = Any  # a Hub id, a path, "photos", a datasets.Dataset, a torch data set of (image, label), a uint8 tensor
+ImageSource = Any  # whatever open_source takes
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,16 @@ class ImageData:
 
     Attributes:
         images: uint8 (N, 3, S, S), or None if they are decoded batch by batch.
-        labels: int64 (N,), or None.
+        labels: int64 (N,), -1 where an image has no label; None if none has.
         names: File names, or "split/row".
         class_names: Names of the labels, or None.
-        skipped: (name, reason) of each image that could not be read.
+        skipped: (name, reason) of each image that was left out.
         source: Where they come from.
         split: Which part.
         image_size: S.
+        reader: Reads the image of a row, or says why it cannot be read; for images that are not in memory.
+        splits: The split of each image where ``split`` is "all" and the source has several.
+        notes: What was left out or decided when they were loaded, one sentence each.
     """
 
     images: Tensor | None
@@ -50,13 +59,18 @@ class ImageData:
     source: str = "images"
     split: str = "train"
     image_size: int = 0
-    reader: Callable[[int], Tensor] | None = None
+    reader: Callable[[int], Tensor | str] | None = None
+    splits: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def batches(self, index_batches: Iterable[Tensor], num_workers: int = 0) -> Iterator[Tensor]:
         """Yields uint8 batches (n, 3, S, S) on the CPU, in the order of the index batches.
+
+        An image that turns out to be damaged when it is decoded is added to ``skipped``, and the next one that can be
+        read takes its place.
 
         Args:
             index_batches: Row numbers of each batch.
@@ -68,7 +82,14 @@ class ImageData:
             return
         assert self.reader is not None
         sampler = [batch.tolist() for batch in index_batches]
-        yield from DataLoader(_Decoded(self.reader, len(self)), batch_sampler=sampler, num_workers=num_workers)
+        decoded = _Decoded(self.reader, self.names)
+        for batch, failures in DataLoader(decoded, batch_sampler=sampler, num_workers=num_workers, collate_fn=_collate):
+            known = {name for name, _ in self.skipped} if failures else set()
+            for name, reason in dict(failures).items():
+                if name not in known:
+                    self.skipped.append((name, reason))
+                    _log.warning("%s: %s is left out (%s).", self.source, name, reason)
+            yield batch
 
     def first(self, count: int) -> Tensor:
         """Returns the first images, uint8 (count, 3, S, S)."""
@@ -83,408 +104,434 @@ class ImageData:
             images=None if self.images is None else self.images[rows],
             labels=None if self.labels is None else self.labels[rows],
             names=[self.names[i] for i in rows.tolist()],
-            reader=None if reader is None else _Subset(reader, rows.tolist()),
+            reader=None if reader is None else Subset(reader, rows.tolist()),
+            splits=None if self.splits is None else [self.splits[i] for i in rows.tolist()],
         )
+
+    def labeled(self) -> ImageData:
+        """Returns the images that have a label.
+
+        Raises:
+            ValueError: If none has.
+        """
+        if self.labels is None:
+            raise ValueError(
+                f"the images of {self.source} ({self.split}) have no labels; name their column, or use folders."
+            )
+        known = self.labels >= 0
+        return self if known.all() else self.subset(torch.nonzero(known).squeeze(1))
 
 
 class _Decoded(Dataset):
-    """The reader as torch's DataLoader wants it."""
+    """The reader as torch's DataLoader wants it: an image, and what could not be read before one was found."""
 
-    def __init__(self, reader: Callable[[int], Tensor], length: int) -> None:
-        self.reader, self.length = reader, length
+    def __init__(self, reader: Callable[[int], Tensor | str], names: list[str]) -> None:
+        self.reader, self.names = reader, names
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.names)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.reader(index)
-
-
-@dataclass
-class _Subset:
-    """Reads the i-th of some rows; a class, so that workers can have it."""
-
-    reader: Callable[[int], Any]
-    rows: list[int]
-
-    def __call__(self, index: int) -> Any:
-        return self.reader(self.rows[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, list[tuple[str, str]]]:
+        failures: list[tuple[str, str]] = []
+        for step in range(min(_TRIES, len(self))):
+            row = (index + step) % len(self)
+            image = self.reader(row)
+            if isinstance(image, Tensor):
+                return image, failures
+            failures.append((self.names[row], image))
+        raise ValueError(f"{len(failures)} images in a row cannot be read, from {': '.join(failures[0])}.")
 
 
-@dataclass
-class ImageReader:
-    """Brings an image to size: uint8 (3, size, size); picklable, so that workers can have it."""
-
-    size: int
-    crop_pct: float
-    interpolation: str
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        fitted = fit(to_rgb(image), self.size, self.crop_pct, self.interpolation)
-        # a copy: an array over PIL's memory is read-only
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+def _collate(items: list[tuple[Tensor, list[tuple[str, str]]]]) -> tuple[Tensor, list[tuple[str, str]]]:
+    return torch.stack([image for image, _ in items]), [failure for _, failures in items for failure in failures]
 
 
 @dataclass
 class _RowReader:
     """Opens row i of a source and brings it to size."""
 
-    open_image: Callable[[int], Image.Image]
+    open_image: Callable[[int], Any]
     fit: ImageReader
 
-    def __call__(self, index: int) -> Tensor:
-        return self.fit(self.open_image(index))
+    def __call__(self, index: int) -> Tensor | str:
+        return read_image(self.fit, lambda: self.open_image(index))
+
+
+def from_tensor(
+    images: Tensor, labels: Tensor | None = None, class_names: list[str] | None = None, name: str = "tensor"
+) -> ImageData:
+    """Makes a data set of images in memory.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        labels: Class numbers (N,), or None.
+        class_names: Names of the classes, or None.
+        name: What the data set is called.
+
+    Raises:
+        ValueError: If the images are not uint8 of that shape or the labels are not as many.
+
+    Example:
+        >>> from simco_zoo.data import from_tensor
+        >>> len(from_tensor(torch.zeros(10, 3, 32, 32, dtype=torch.uint8)))
+        10
+    """
+    data = replace(load_images(images), source=name, class_names=class_names)
+    if labels is not None and len(labels) != len(data):
+        raise ValueError(f"there are {len(data)} images, but {len(labels)} labels.")
+    return data if labels is None else replace(data, labels=labels.long())
 
 
 def load_images(
-    source: Source,
+    source: ImageSource,
     split: str = "train",
     *,
     image_size: int | None = None,
     crop_pct: float = 1.0,
     interpolation: str = "bicubic",
+    crop_mode: str = "center",
+    mean: tuple[float, ...] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     limit: int | None = None,
     in_memory: bool | None = None,
-    name: str | None = None,
+    dataset_config: str | None = None,
+    revision: str | None = None,
+    val_fraction: float | None = None,
+    seed: int = 0,
 ) -> ImageData:
     """Loads images and, if there are any, labels.
 
+    What is left out (files that cannot be read, images beside class folders, rows without a label) is listed in
+    ``skipped`` and ``notes``, and logged once by the logger ``simco_zoo.data``.
+
     Args:
-        source: "photos" (built in); a data set's id on the Hub; a folder of class folders, of images, of parquet files
-            or in the Hub's layout, with or without a folder per split; a ``datasets.Dataset``; a torch data set of
-            (PIL image, label); or uint8 images (N, 3, S, S).
-        split: "train", "test" (or what there is in its place: validation, val), or any name the source has.
+        source: One of
+
+            - a folder of images or of class folders, with a folder per split (train, test, val...) or without, with
+              ``metadata.csv`` or without; a .zip or .tar file of these; an image file; a list of paths;
+            - a folder of parquet files, of WebDataset shards (.tar), or one that ``datasets``' ``save_to_disk`` wrote;
+            - a data set's id on the Hub; a ``datasets.Dataset`` or ``DatasetDict``;
+            - a torch data set, or a list, of PIL images or (PIL image, label) pairs;
+            - uint8 images (N, 3, H, W), or a numpy array (N, H, W, 3);
+            - "photos", which is built in.
+
+        split: "train", "test" (or what there is in its place: validation, val), any name the source has, or "all".
         image_size: Side in pixels to which images are resized and centrally cropped; None: their own, if all are
             square and alike.
-        crop_pct: Share of the short side that the crop keeps.
+        crop_pct: Share of the resized image that the crop keeps.
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+        crop_mode: "center", "squash" or "border", as timm has them.
+        mean: Mean color in [0, 1], with which "border" pads.
         image_column: Name of the image column; None: the only one there is.
-        label_column: Name of the label column; None: ``label``, else ``fine_label``, else the only one there is.
-        limit: Take only so many images, evenly spaced, so that a source in the order of its classes keeps them all.
+        label_column: Name of the label column; None: a usual name (``label``, ``fine_label``, ``labels``,
+            ``target``...), else the only column of classes; "none": no labels.
+        limit: Take at most ``limit`` images, evenly spaced, so that a source in the order of its classes keeps
+            them all.
         in_memory: Decode everything at once; None: if it takes less than 2 GiB.
-        name: Configuration of a Hub data set that has several.
+        dataset_config: Configuration of a Hub data set that has several.
+        revision: Branch, tag or commit of a Hub data set.
+        val_fraction: Share of each class that is held out as the split "test" of a source that has no test split.
+        seed: Seed of the hold-out.
 
     Returns:
-        The images.
+        The images. Class numbers are the same for every split of a source.
 
     Raises:
-        ValueError: If there is no such source, split or column, images differ in size and no size is given, or none
-            can be read.
+        ValueError: If there is no such source, split or column, labels are of no usable kind, images differ in size
+            and no size is given, or none can be read.
+
+    Example:
+        >>> from simco_zoo.data import load_images
+        >>> images = load_images("photos", split="test", limit=160)
+        >>> len(images), images.image_size, images.class_names[:2]
+        (160, 32, ['astronaut', 'brick'])
     """
     if isinstance(source, ImageData):
         return source
-    if isinstance(source, Tensor):
-        rows = _tensor_rows(source, split)
-    elif source == "photos":
-        rows = _photo_rows(split)
-    elif isinstance(source, str | Path):
-        rows = _path_rows(source, split, image_column, label_column, name)
-    elif hasattr(source, "column_names") and hasattr(source, "features"):
-        rows = _table_rows(source, "data set", split, image_column, label_column)
-    elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        rows = _sequence_rows(source, split)
-    else:
-        raise ValueError(f"images cannot be read from a {type(source).__name__}; pass a folder or a data set.")
+    spec = _Spec(image_size, crop_pct, interpolation, crop_mode, mean, limit, in_memory, val_fraction, seed)
+    opened = open_source(source, Options(image_column, label_column, dataset_config, revision))
+    data = _load(opened, split, spec)
+    _say(data.notes)
+    return data
 
-    if limit is not None:
-        rows = rows.spaced(limit)
-    count = len(rows.names)
-    if count == 0:
-        raise ValueError(f"{rows.source} has no images in its split {split!r}.")
-    if rows.images is not None and image_size in (None, rows.images.shape[-1]):
-        size = rows.images.shape[-1]
-        return ImageData(
-            rows.images,
-            None if rows.labels is None else torch.as_tensor(rows.labels),
-            rows.names,
-            rows.class_names,
-            source=rows.source,
-            split=split,
-            image_size=size,
-        )
-    size = image_size or _common_size(rows, count)
-    reader = _RowReader(rows.open_image, ImageReader(size, crop_pct, interpolation))
-    fits_memory = count * 3 * size * size <= IN_MEMORY_BYTES
-    readable, skipped, images = _read_all(rows, reader, count, keep=fits_memory if in_memory is None else in_memory)
-    if not readable:
-        raise ValueError(f"none of the {count} images in {rows.source} can be read, e.g. {'; '.join(skipped[0])}.")
-    labels = None if rows.labels is None else torch.tensor([rows.labels[i] for i in readable], dtype=torch.long)
+
+def load_splits(
+    source: ImageSource,
+    test_source: ImageSource | None = None,
+    *,
+    train_split: str = "train",
+    test_split: str | None = "test",
+    require_labels: bool = False,
+    val_fraction: float = VAL_FRACTION,
+    seed: int = 0,
+    **load: Any,
+) -> tuple[ImageData, ImageData | None]:
+    """Loads the images to train on and those to measure accuracy on, with one numbering of the classes.
+
+    The second part is, in this order: ``test_source``; the source's test split, if its labels are not hidden; its
+    validation split; a stratified part of the training images, held out by ``val_fraction`` and ``seed``.
+
+    Args:
+        source: Anything that ``load_images`` takes.
+        test_source: The images to measure on, if they are another source; its test split if it has one, else all of it.
+        train_split: Split of ``source`` to train on.
+        test_split: Split to measure on; None or "none": go without.
+        require_labels: Whether both parts need labels; images without one are then left out.
+        val_fraction: Share of each class that is held out where there is no test split.
+        seed: Seed of the hold-out.
+        **load: Further arguments of ``load_images``.
+
+    Returns:
+        Both parts; the second is None if there are no labels to measure accuracy with, or none was wanted.
+
+    Raises:
+        ValueError: As ``load_images``; or labels are required and there are none.
+
+    Example:
+        >>> from simco_zoo.data import load_splits
+        >>> images, test_images = load_splits("photos", limit=320)
+        >>> len(images), len(test_images), images.class_names == test_images.class_names
+        (320, 320, True)
+    """
+    names = ("image_column", "label_column", "dataset_config", "revision")
+    options = Options(**{name: load.pop(name) for name in names if name in load})
+    spec = _Spec(**load, seed=seed)
+    wants_test = test_split not in (None, "none")
+    if isinstance(source, ImageData):
+        train, test = source, None
+        if test_source is None and wants_test and source.labels is not None:
+            kept, held_out = holdout(source.labels, len(source), val_fraction, seed)
+            train, test = source.subset(kept), replace(source.subset(held_out), split="test")
+            test.notes[:] = [*test.notes, _describe_holdout(train, test)]
+    else:
+        opened = open_source(source, options)
+        train, test = _load_parts(opened, train_split, test_split if test_source is None else None, spec, val_fraction)
+    if test_source is not None and wants_test:
+        assert test_split is not None
+        test = _load_test(test_source, test_split, options, spec)
+    if require_labels:
+        train = train.labeled()
+        if test is None:
+            raise ValueError(
+                f"{train.source} has no labels to measure accuracy with; name their column, or use folders."
+            )
+        test = test.labeled()
+    if test is not None:
+        train, test = _share_classes(train, test)
+    _say(list(dict.fromkeys(train.notes + (test.notes if test is not None else []))))
+    return train, test
+
+
+# What both share
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """How images are loaded, whatever they come from."""
+
+    image_size: int | None = None
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    mean: tuple[float, ...] | None = None
+    limit: int | None = None
+    in_memory: bool | None = None
+    val_fraction: float | None = None
+    seed: int = 0
+
+    def reader(self, size: int) -> ImageReader:
+        mean = self.mean or IMAGENET_MEAN
+        geometry = (self.crop_pct, self.crop_mode, self.interpolation)
+        return ImageReader(EvalTransform((3, size, size), mean, IMAGENET_STD, *geometry))
+
+
+def _say(notes: list[str]) -> None:
+    if is_main():
+        for note in notes:
+            _log.warning(note)
+
+
+def _load(opened: Source, split: str, spec: _Spec) -> ImageData:
+    rows = opened.rows(split, spec.val_fraction, spec.seed)
+    if spec.limit is not None:
+        rows = rows.spaced(spec.limit)
+    if not len(rows):
+        raise ValueError(f"{opened.name} has no images in its split {split!r}.")
+    skipped = list(rows.skipped)
+    images = rows.images
+    reader = None
+    if images is not None and (spec.image_size or images.shape[2]) == images.shape[2] == images.shape[3]:
+        size = images.shape[3]
+    else:
+        size = spec.image_size or _common_size(opened.name, rows)
+        read = _RowReader(rows.open_image, spec.reader(size))
+        fits_memory = len(rows) * 3 * size * size <= IN_MEMORY_BYTES
+        if fits_memory if spec.in_memory is None else spec.in_memory:
+            images, kept, failed = _read_all(rows, read)
+        else:
+            images, (kept, failed) = None, _look_at_headers(rows)
+            reader = Subset(read, kept)
+        if not kept:
+            reason = ": ".join(failed[0])
+            raise ValueError(f"none of the {len(rows)} images in {opened.name} can be read, e.g. {reason}.")
+        skipped += failed
+        rows = rows.select(kept) if failed else rows
     return ImageData(
         images,
-        labels,
-        [rows.names[i] for i in readable],
-        rows.class_names,
+        rows.labels,
+        rows.names,
+        opened.class_names,
         skipped,
-        rows.source,
+        opened.name,
         split,
         size,
-        None if images is not None else _Subset(reader, readable),
+        reader,
+        rows.splits,
+        opened.notes + _describe_left_out(opened, split, rows, skipped),
     )
 
 
-@dataclass
-class _Rows:
-    """A source as rows: how to open each, its name and its label."""
-
-    source: str
-    names: list[str]
-    open_image: Callable[[int], Image.Image]
-    labels: Sequence[int] | Tensor | None = None
-    class_names: list[str] | None = None
-    images: Tensor | None = None
-
-    def spaced(self, limit: int) -> _Rows:
-        """Returns so many of the rows, evenly spaced; all if there are fewer."""
-        if limit < 1:
-            raise ValueError(f"limit is {limit}, but has to be at least 1 (or None for all images).")
-        if limit >= len(self.names):
-            return self
-        chosen = [i * len(self.names) // limit for i in range(limit)]
-        return replace(
-            self,
-            names=[self.names[i] for i in chosen],
-            open_image=_Subset(self.open_image, chosen),
-            labels=None if self.labels is None else [int(self.labels[i]) for i in chosen],
-            images=None if self.images is None else self.images[chosen],
-        )
+def _describe_left_out(opened: Source, split: str, rows: Rows, skipped: list[tuple[str, str]]) -> list[str]:
+    """Says which images and labels a split lacks."""
+    notes = []
+    if skipped:
+        named = shorten([f"{name} ({reason})" for name, reason in skipped])
+        notes.append(f"{opened.name}: {len(skipped)} image{'s are' if len(skipped) > 1 else ' is'} left out: {named}.")
+    if rows.labels is not None and (rows.labels < 0).any():
+        without = [name for name, label in zip(rows.names, rows.labels.tolist(), strict=True) if label < 0]
+        notes.append(f"{opened.name}: {len(without)} of {len(rows)} images have no label: {shorten(without)}.")
+    if rows.labels is None and any(other.labels is not None for other in opened.splits.values()):
+        notes.append(f"{opened.name}: the split {split!r} has no labels, or all of them are hidden (-1).")
+    return notes
 
 
-def _read_all(
-    rows: _Rows, reader: _RowReader, count: int, keep: bool
-) -> tuple[list[int], list[tuple[str, str]], Tensor | None]:
-    """Reads every image once, into a tensor if ``keep``; otherwise only to know which can be read."""
+def _progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Shows a progress bar on stderr if that is a terminal and it takes more than two seconds."""
+    return tqdm(items, total=total, desc=what, unit="image", delay=2, leave=False, disable=None if is_main() else True)
 
-    def read(index: int) -> Tensor | str:
-        try:
-            if keep:
-                return reader(index)
-            rows.open_image(index)
-            return ""
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{type(error).__name__}: {error}"
 
-    readable: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    images = torch.empty(count, 3, reader.fit.size, reader.fit.size, dtype=torch.uint8) if keep else None
+def _read_all(rows: Rows, read: _RowReader) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
+    """Decodes every image once; returns those that can be read, their rows, and (name, reason) of the others."""
+    kept: list[int] = []
+    failed: list[tuple[str, str]] = []
+    images = torch.empty(len(rows), 3, *read.fit.size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-        for index, result in enumerate(pool.map(read, range(count), chunksize=256)):
-            if isinstance(result, str) and result:
-                skipped.append((rows.names[index], result))
-                continue
-            if images is not None and isinstance(result, Tensor):
-                images[len(readable)] = result
-            readable.append(index)
-    return readable, skipped, None if images is None else images[: len(readable)]
+        for index, result in enumerate(_progress(pool.map(read, range(len(rows))), len(rows), "reading images")):
+            if isinstance(result, str):
+                failed.append((rows.names[index], result))
+            else:
+                images[len(kept)] = result
+                kept.append(index)
+    return images[: len(kept)], kept, failed
 
 
-def _common_size(rows: _Rows, count: int) -> int:
+def _header(rows: Rows, index: int) -> tuple[int, int] | str:
+    """Returns width and height of an image, or the reason why it cannot be read; nothing is decoded."""
+    try:
+        return image_size(rows.open_image(index))
+    except Exception as error:  # as in read_image
+        return describe_error(error)
+
+
+def _headers(rows: Rows) -> Iterable[tuple[int, int] | str]:
+    with ThreadPoolExecutor() as pool:
+        yield from _progress(pool.map(lambda i: _header(rows, i), range(len(rows))), len(rows), "looking at images")
+
+
+def _look_at_headers(rows: Rows) -> tuple[list[int], list[tuple[str, str]]]:
+    """Returns the rows whose header can be read, and (name, reason) of the others."""
+    headers = list(_headers(rows))
+    failed = [(rows.names[i], header) for i, header in enumerate(headers) if isinstance(header, str)]
+    return [i for i, header in enumerate(headers) if not isinstance(header, str)], failed
+
+
+def _common_size(name: str, rows: Rows) -> int:
     """Returns the side of the images if all are square and alike."""
-    sizes = set()
-    for index in range(count):
-        try:
-            with rows.open_image(index) as image:
-                sizes.add(image.size)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+    sizes: set[tuple[int, int]] = set()
+    for header in _headers(rows):
+        if isinstance(header, str):
             continue  # listed as skipped when the images are read
-        if len(sizes) > 1 or any(width != height for width, height in sizes):
+        sizes.add(header)
+        if len(sizes) > 1 or header[0] != header[1]:
             shapes = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
             raise ValueError(
-                f"the images of {rows.source} are not all square and alike ({shapes}...); "
+                f"the images of {name} are not all square and alike ({shapes}...); "
                 "pass image_size (on the command line --image-size), to which they are resized and cropped."
             )
     return sizes.pop()[0] if sizes else 32
 
 
-# Sources
+# Two parts
 
 
-def _tensor_rows(images: Tensor, split: str) -> _Rows:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images is {images.dtype} {tuple(images.shape)}, but has to be uint8 (N, 3, S, S).")
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(f"images is {tuple(images.shape)}, but they have to be square; crop them first.")
-    names = [f"{split}/{i}" for i in range(len(images))]
-    return _Rows("tensor", names, lambda i: _to_pil(images[i]), images=images)
+def _load_parts(
+    opened: Source, train_split: str, test_split: str | None, spec: _Spec, val_fraction: float
+) -> tuple[ImageData, ImageData | None]:
+    """Loads the training images of a source and what accuracy is measured on."""
+    train_rows = opened.rows(train_split)
+    if test_split is None or test_split == "none":
+        return _load(opened, train_split, spec), None
+    own = opened.find_split(test_split)
+    if own is not None and opened.splits[own].labels is None and train_rows.labels is not None:
+        validation = opened.find_split("validation") if test_split == "test" else None
+        if validation is not None and opened.splits[validation].labels is not None:
+            opened.notes.append(f"{opened.name}: the labels of {own} are hidden, so {validation} is measured on.")
+            own = validation
+    if own is not None:
+        return _load(opened, train_split, spec), _load(opened, own, spec)
+    if test_split != "test" and opened.divided:
+        opened.rows(test_split)  # raises the error that names the splits
+    if train_rows.labels is None:
+        return _load(opened, train_split, spec), None
+    part = replace(spec, val_fraction=val_fraction)
+    train, test = (_load(opened, split, part) for split in ("train", "test"))
+    test.notes.append(_describe_holdout(train, test))
+    return train, test
 
 
-def _to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _photo_rows(split: str) -> _Rows:
-    from simco_zoo.data.photos import photos
-
-    images, labels, class_names = photos(split)
-    names = [f"{class_names[label]}/{split}-{i}" for i, label in enumerate(labels.tolist())]
-    return _Rows("photos", names, lambda i: _to_pil(images[i]), labels, class_names, images)
-
-
-def _path_rows(
-    source: str | Path, split: str, image_column: str | None, label_column: str | None, name: str | None
-) -> _Rows:
-    path = Path(source)
-    if not path.exists():
-        return _hub_rows(str(source), split, image_column, label_column, name)
-    if path.is_file():
-        raise ValueError(f"{path} is a file; pass the folder that holds the images.")
-    if any(path.rglob("*.parquet")):
-        return _hub_rows(str(path), split, image_column, label_column, name)
-    return _folder_rows(path, split)
-
-
-def _hub_rows(source: str, split: str, image_column: str | None, label_column: str | None, name: str | None) -> _Rows:
-    """A data set of the Hub, or a folder in its layout, through the datasets library."""
-    from datasets import get_dataset_split_names, load_dataset
-
-    if not Path(source).exists() and source.count("/") > 1:
-        raise ValueError(f"there is no folder {source}, and it is no data set's id of the Hub (org/name).")
-    try:
-        splits = get_dataset_split_names(source, name)
-        table = load_dataset(source, name, split=pick_split(source, split, splits))
-    except (OSError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"the data set {source!r} is no folder here and could not be had from the Hub ({reason}); "
-            "check its name, or pass a folder, or --dataset photos, which is built in."
-        ) from error
-    return _table_rows(table, source, split, image_column, label_column)
-
-
-def pick_split(source: str, split: str, splits: list[str]) -> str:
-    for candidate in _SPLIT_NAMES.get(split, (split,)):
-        if candidate in splits:
-            return candidate
-    raise ValueError(f"{source} has no split {split!r}; it has {', '.join(splits)}.")
-
-
-def _table_rows(table: Any, source: str, split: str, image_column: str | None, label_column: str | None) -> _Rows:
-    """A datasets.Dataset with an image column and, perhaps, a label column."""
-    from datasets import ClassLabel, Value
-    from datasets import Image as ImageFeature
-
-    features = table.features
-    image_column = pick_image_column(features, image_column, source)
-    labels = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, ClassLabel)
-        or (column.endswith("label") and isinstance(feature, Value) and feature.dtype.startswith("int"))
-    ]
-    preferred = next((column for column in ("label", "fine_label") if column in labels), None)
-    label_column = _pick_column("label", label_column or preferred, labels, list(features), source, optional=True)
-    label_feature = features[label_column] if label_column else None
-    encoded = table.cast_column(image_column, ImageFeature(decode=False))
-    return _Rows(
-        source,
-        [f"{split}/{i}" for i in range(len(table))],
-        _OpenEncoded(encoded.select_columns([image_column]), image_column),
-        list(table.with_format(None)[label_column]) if label_column else None,
-        list(label_feature.names) if isinstance(label_feature, ClassLabel) else None,
+def _describe_holdout(train: ImageData, test: ImageData) -> str:
+    return (
+        f"{train.source} has no test split: {len(test)} of its {len(train) + len(test)} images, the same share of each "
+        "class, are held out to measure accuracy."
     )
 
 
-@dataclass
-class _OpenEncoded:
-    table: Any
-    column: str
-
-    def __call__(self, index: int) -> Image.Image:
-        entry = self.table[index][self.column]
-        return _open(io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"])
+def _load_test(source: ImageSource, split: str, options: Options, spec: _Spec) -> ImageData:
+    """Loads a source of test images: its test split, or all of it."""
+    if isinstance(source, ImageData):
+        return source
+    opened = open_source(source, options)
+    return _load(opened, split if opened.find_split(split) is not None or opened.divided else "all", spec)
 
 
-def pick_image_column(features: Any, wanted: str | None, source: str) -> str:
-    """Returns the wanted column of images, or the only one; raises ValueError if it is none or ambiguous."""
-    from datasets import Image as ImageFeature
-
-    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    column = _pick_column("image", wanted, images, list(features), source)
-    assert column is not None
-    if column not in images:
-        raise ValueError(f"the column {column!r} of {source} holds no images; image columns: {images or 'none'}.")
-    return column
-
-
-def _pick_column(
-    kind: str, wanted: str | None, candidates: list[str], columns: list[str], source: str, optional: bool = False
-) -> str | None:
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{source} has no column {wanted!r}; its columns are {', '.join(columns)}.")
-        return wanted
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates and optional:
-        return None
-    found = f"several {kind} columns ({', '.join(candidates)})" if candidates else f"no {kind} column"
-    raise ValueError(
-        f"{source} has {found} among {', '.join(columns)}; name one with {kind}_column "
-        f"(on the command line --{kind}-column)."
-    )
-
-
-def _folder_rows(path: Path, split: str) -> _Rows:
-    """A folder of class folders or of images, with a folder per split or without."""
-    folders = {child.name: child for child in sorted(path.iterdir()) if child.is_dir()}
-    known = [name for names in _SPLIT_NAMES.values() for name in names]
-    if any(name in folders for name in known):
-        path = folders[pick_split(str(path), split, list(folders))]
-        folders = {child.name: child for child in sorted(path.iterdir()) if child.is_dir()}
-    elif split not in ("train", "all"):
-        raise ValueError(f"{path} has no folder {split!r}; images that are not split are the split 'train'.")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if not files:
-        raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    relative = [file.relative_to(path) for file in files]
-    labels = class_names = None
-    if all(len(name.parts) > 1 for name in relative):
-        class_names = sorted({name.parts[0] for name in relative})
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = [numbers[name.parts[0]] for name in relative]
-    return _Rows(str(path), [str(name) for name in relative], _OpenFile(files), labels, class_names)
-
-
-@dataclass
-class _OpenFile:
-    files: list[Path]
-
-    def __call__(self, index: int) -> Image.Image:
-        return _open(self.files[index])
-
-
-def _sequence_rows(source: Any, split: str) -> _Rows:
-    """A torch data set of images or (image, label) pairs."""
-    first = source[0]
-    labeled = isinstance(first, tuple | list) and len(first) > 1
-    image = first[0] if isinstance(first, tuple | list) else first
-    if not isinstance(image, Image.Image):
-        raise ValueError(
-            f"the data set gives {type(image).__name__} where a PIL image is needed; leave out its transform."
+def _share_classes(train: ImageData, test: ImageData) -> tuple[ImageData, ImageData]:
+    """Numbers the classes of both parts alike, and names those that have no training image."""
+    if train.labels is None or test.labels is None:
+        return train, test
+    names, labels = train.class_names, test.labels
+    if test.class_names != names:
+        names = names or _numbers_as_names(train.labels)
+        other = test.class_names or _numbers_as_names(labels)
+        if not set(names) & set(other):
+            raise ValueError(
+                f"the training images have the classes {shorten(names)}, the test images {shorten(other)}; they "
+                "have none in common, so there is no accuracy to measure."
+            )
+        labels, unknown = align_labels(labels, other, names)
+        names = names + unknown
+        train, test = replace(train, class_names=names), replace(test, labels=labels, class_names=names)
+    seen = set(train.labels.unique().tolist()) if train.labels is not None else set()
+    missing = [label for label in labels.unique().tolist() if label >= 0 and label not in seen]
+    if missing:
+        shown = [names[label] if names else str(label) for label in missing]
+        plural = len(shown) > 1
+        test.notes.append(
+            f"{test.source}: the class{'es' if plural else ''} {shorten(shown)} {'have' if plural else 'has'} no "
+            "training image; the test images count as errors."
         )
-    targets = getattr(source, "targets", None)
-    if labeled and (targets is None or len(targets) != len(source)):
-        targets = [source[i][1] for i in range(len(source))]
-    return _Rows(
-        type(source).__name__,
-        [f"{split}/{i}" for i in range(len(source))],
-        _OpenItem(source),
-        [int(target) for target in targets] if labeled and targets is not None else None,
-        list(getattr(source, "classes", None) or []) or None,
-    )
+    return train, test
 
 
-@dataclass
-class _OpenItem:
-    source: Any
-
-    def __call__(self, index: int) -> Image.Image:
-        item = self.source[index]
-        return item[0] if isinstance(item, tuple | list) else item
-
-
-def _open(file: Any) -> Image.Image:
-    image = Image.open(file)
-    image.load()
-    return image
+def _numbers_as_names(labels: Tensor) -> list[str]:
+    return [str(i) for i in range(int(labels.max()) + 1)]

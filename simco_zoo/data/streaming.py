@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from simco_zoo.data.datasets import ImageReader, pick_image_column, pick_split
+from simco_zoo.data.decoding import ImageReader, open_image, read_image
+from simco_zoo.data.presets import IMAGENET_MEAN, IMAGENET_STD
+from simco_zoo.data.rows import Rows, Source
+from simco_zoo.data.tables import pick_image_column
+from simco_zoo.data.transforms import EvalTransform
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class StreamedImages:
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return self.reader.size
+        return self.reader.size[0]
 
     def first(self, count: int) -> Tensor:
         """Returns the first images, uint8 (count, 3, S, S), in the order in which they are stored."""
@@ -83,7 +86,8 @@ def stream_images(
     crop_pct: float = 1.0,
     interpolation: str = "bicubic",
     buffer: int = 1000,
-    name: str | None = None,
+    dataset_config: str | None = None,
+    revision: str | None = None,
 ) -> StreamedImages:
     """Opens a data set of the Hub, or a folder in its layout, without downloading or decoding it.
 
@@ -96,7 +100,8 @@ def stream_images(
         crop_pct: Share of the short side that the crop keeps.
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         buffer: Images among which the next one is drawn.
-        name: Configuration of a Hub data set that has several.
+        dataset_config: Configuration of a Hub data set that has several.
+        revision: Branch, tag or commit of a Hub data set.
 
     Returns:
         The images; those that cannot be read are left out as they come.
@@ -109,8 +114,11 @@ def stream_images(
 
     source = str(source)
     try:
-        chosen = pick_split(source, split, get_dataset_split_names(source, name))
-        stream = load_dataset(source, name, split=chosen, streaming=True)
+        names = get_dataset_split_names(source, dataset_config, revision=revision)
+        chosen = Source(source, dict.fromkeys(names, Rows([], print))).find_split(split)  # type: ignore[arg-type]
+        if chosen is None:
+            raise ValueError(f"{source} has no split {split!r}; it has {', '.join(names)}.")
+        stream = load_dataset(source, dataset_config, split=chosen, streaming=True, revision=revision)
     except (OSError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the data set {source!r} cannot be streamed ({reason}); check its name.") from error
@@ -122,9 +130,10 @@ def stream_images(
     if not length:
         raise ValueError(f"{source} does not say how many images it has; pass the images per epoch (--epoch-images).")
     stream = stream.select_columns([column]).cast_column(column, ImageFeature(decode=False))
-    return StreamedImages(
-        stream, column, length, ImageReader(image_size, crop_pct, interpolation), source, split, buffer
+    transform = EvalTransform(
+        (3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD, crop_pct, "center", interpolation
     )
+    return StreamedImages(stream, column, length, ImageReader(transform), source, split, buffer)
 
 
 class _Decoded(IterableDataset):
@@ -138,14 +147,13 @@ class _Decoded(IterableDataset):
             found = 0
             for row in self.stream:
                 entry = row[self.column]
-                encoded = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
-                try:
-                    with Image.open(encoded) as image:
-                        tensor = self.reader(image)
-                except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+                if entry is None:
                     continue
-                found += 1
-                yield tensor
+                encoded = entry["bytes"] if entry["bytes"] is not None else entry["path"]
+                image = read_image(self.reader, partial(open_image, encoded))
+                if isinstance(image, Tensor):
+                    found += 1
+                    yield image
             if not found:
                 raise ValueError(f"no image in the column {self.column!r} can be read.")
             if not self.endless:

@@ -1,33 +1,47 @@
-"""From a PIL image to what a model expects: RGB, resized, cropped, normalized."""
+"""From a PIL image to what a model expects: upright, RGB, resized, cropped, normalized."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import resolve_model_data_config
+from PIL import ExifTags, Image, ImageOps
+from timm.data import resolve_data_config
+from timm.data.transforms_factory import transforms_imagenet_eval
 from torch import Tensor, nn
 from torchvision import transforms
 
+Size = int | tuple[int, int]
+
+
+def make_upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation, with which phones mark how the camera was held."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except Exception:  # damaged EXIF data: Pillow's readers raise nearly anything, and the pixels may still be fine
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a PIL image of any mode to RGB.
+    """Turns a PIL image of any mode upright and converts it to RGB.
 
     16-bit and floating images are scaled to 8 bits by their type's range (floating: [0, 1], or [0, 255] if larger
     values occur), where PIL's own conversion cuts off; transparency is laid on white.
     """
+    image = make_upright(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+        wide = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        values = values * 255 if np.nanmax(values, initial=0) <= 1 else values
-        image = Image.fromarray(np.clip(np.round(np.nan_to_num(values)), 0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255.0, neginf=0.0)
+        values *= 255 if values.max(initial=0) <= 1 else 1
+        image = Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -35,37 +49,122 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic") -> Image.Image:
-    """Resizes an image's short side to size / crop_pct, then crops the central size x size pixels."""
-    scale = int(size / crop_pct)
-    if image.size == (size, size) and scale == size:
-        return image
-    resize = transforms.Resize(scale, interpolation=transforms.InterpolationMode(interpolation))
-    return transforms.functional.center_crop(resize(image), [size, size])
+@dataclass(frozen=True)
+class EvalTransform:
+    """Turns a PIL image of any mode and size into a normalized tensor, exactly as timm's evaluation transform does.
+
+    It can be pickled, so that the workers of a DataLoader can have it wherever processes are not forked.
+
+    Attributes:
+        input_size: Channels, height and width of the result.
+        mean: Subtracted per channel, of values in [0, 1].
+        std: Divided by per channel.
+        crop_pct: Share of the resized image that the crop keeps.
+        crop_mode: "center" resizes the short side and crops, "squash" resizes both sides, "border" resizes the long
+            side and pads with the mean color.
+        interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Returns float32 (C, H, W)."""
+        image = to_rgb(image)
+        return _pipeline(self, normalize=True)(image if self.input_size[0] == 3 else image.convert("L"))
+
+    def to_uint8(self, image: Image.Image) -> Tensor:
+        """Returns what the model sees before it is normalized: uint8 (3, H, W)."""
+        return _pipeline(replace(self, input_size=(3, *self.input_size[1:])), normalize=False)(to_rgb(image))
 
 
-def resolve_transform(model: nn.Module) -> Callable[[Image.Image], Tensor]:
+@lru_cache(maxsize=32)
+def _pipeline(transform: EvalTransform, normalize: bool) -> transforms.Compose:
+    channels, height, width = transform.input_size
+    mean, std = transform.mean, transform.std
+    if channels == 1 and len(mean) == 3:  # a gray image is that of three equal channels
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return transforms_imagenet_eval(
+        (height, width),
+        crop_pct=transform.crop_pct,
+        crop_mode=transform.crop_mode,
+        interpolation=transform.interpolation,
+        mean=mean,
+        std=std,
+        normalize=normalize,
+    )
+
+
+def resolve_transform(model: nn.Module, image_size: Size | None = None) -> EvalTransform:
     """Returns the transform with which a model was evaluated.
 
     Args:
-        model: A model of the zoo, or any timm model.
+        model: A model of the zoo, or any timm model; DataParallel, torch.compile and the like around it are looked
+            through.
+        image_size: Side in pixels, or (height, width), instead of the model's own.
 
     Returns:
-        A function from a PIL image of any mode and size to a normalized tensor (3, H, W).
+        A function from a PIL image of any mode and size to a normalized float32 tensor (C, H, W).
+
+    Raises:
+        ValueError: If the model does not say what input it expects, or takes neither 1 nor 3 channels.
+
+    Example:
+        >>> import simco_zoo
+        >>> from PIL import Image
+        >>> transform = simco_zoo.data.resolve_transform(simco_zoo.create_model("simco_r18_025"))
+        >>> transform(Image.new("RGB", (640, 480))).shape
+        torch.Size([3, 32, 32])
     """
-    config = resolve_model_data_config(model)
-    size = config["input_size"][-1]
-
-    def prepare(image: Image.Image) -> Image.Image:
-        return fit(to_rgb(image), size, config["crop_pct"], config["interpolation"])
-
-    return transforms.Compose(
-        [
-            transforms.Lambda(prepare),
-            transforms.ToTensor(),
-            transforms.Normalize(config["mean"], config["std"]),
-        ]
+    config = input_config(model)
+    channels, height, width = config["input_size"]
+    if channels not in (1, 3):
+        raise ValueError(f"the model takes {channels} channels, but an image has 3 or 1; prepare its input yourself.")
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < 1:
+            raise ValueError(f"image_size is {image_size}, but an image has at least 1 pixel.")
+    return EvalTransform(
+        (channels, height, width),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        config["crop_pct"],
+        config["crop_mode"],
+        config["interpolation"],
     )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model inside DataParallel, DistributedDataParallel, torch.compile or an average of timm's."""
+    while True:
+        modules = dict(model.named_children())
+        inner = modules.get("_orig_mod", modules.get("module"))
+        if inner is None or len(modules) > 1:
+            return model
+        model = inner
+
+
+def input_config(model: nn.Module) -> dict[str, Any]:
+    """Returns timm's data config of a model: ``input_size``, ``mean``, ``std``, ``crop_pct``, ``interpolation``...
+
+    Raises:
+        ValueError: If the model does not say what input it expects.
+    """
+    inner = unwrap(model)
+    config = getattr(inner, "pretrained_cfg", None)
+    while not isinstance(config, dict) and len(children := list(inner.children())) == 1:  # a wrapper of another kind
+        inner = unwrap(children[0])
+        config = getattr(inner, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not config.get("input_size"):
+        raise ValueError(
+            f"this {type(model).__name__} does not say what images it expects; give it a pretrained_cfg with "
+            "input_size, mean and std, as timm's models have, or pass images as normalized float tensors."
+        )
+    return resolve_data_config(pretrained_cfg=config)
 
 
 def normalize(batch: Tensor, config: dict[str, Any]) -> Tensor:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from simco_zoo.data import ImageData, load_images, normalize
-from simco_zoo.distributed import gather_rows, is_main, rank, world_size
+from simco_zoo.data.transforms import input_config, unwrap
+from simco_zoo.distributed import gather_objects, gather_rows, is_main, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,20 @@ def extract_features(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but has to be at least 1.")
-    config = resolve_model_data_config(model)
+    # floats are taken as ready, so a model that does not say what it expects can take them
+    config = {} if isinstance(images, Tensor) and images.is_floating_point() else input_config(model)
     if not isinstance(images, Tensor | ImageData):
         load.setdefault("image_size", config["input_size"][-1])
-        load.setdefault("crop_pct", config["crop_pct"])
-        load.setdefault("interpolation", config["interpolation"])
+        for name in ("crop_pct", "crop_mode", "interpolation", "mean"):
+            load.setdefault(name, config[name])
         images = load_images(images, split=split, **load)
     if isinstance(images, Tensor):
         _check_tensor(images)
+    if config and (found := images.shape[1] if isinstance(images, Tensor) else 3) != config["input_size"][0]:
+        raise ValueError(
+            f"the images have {found} channels (N, C, H, W), but the model takes "
+            f"{config['input_size'][0]}; convert them to a tensor of that many channels."
+        )
     share = images
     if across_processes and world_size() > 1:
         size = -(-len(images) // world_size())
@@ -98,8 +104,9 @@ def extract_features(
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
     model.to(target)
-    classifies = getattr(model, "num_classes", 0) and hasattr(model, "forward_head")
-    pooled = _before_classifier(model) if classifies else model
+    inner = unwrap(model)
+    classifies = getattr(inner, "num_classes", 0) and hasattr(inner, "forward_head")
+    pooled = _before_classifier(inner) if classifies else model
     batches = tqdm(
         _batches(share, batch_size, num_workers),
         total=-(-len(share) // batch_size),
@@ -125,7 +132,18 @@ def extract_features(
         features = gather_rows(features)[: len(images)]
     if isinstance(images, Tensor):
         return Features(features)
+    features, images = _without_damaged(features, images)
     return Features(features, images.labels, images.names, images.skipped, images.class_names)
+
+
+def _without_damaged(features: Tensor, images: ImageData) -> tuple[Tensor, ImageData]:
+    """Leaves out the images that could not be read when they were decoded, on whichever process."""
+    if images.images is not None:
+        return features, images
+    skipped = dict(entry for part in gather_objects(images.skipped) for entry in part)
+    images.skipped[:] = skipped.items()
+    kept = [row for row, name in enumerate(images.names) if name not in skipped]
+    return (features, images) if len(kept) == len(images) else (features[kept], images.subset(kept))
 
 
 def _before_classifier(model: Any) -> Callable[[Tensor], Any]:

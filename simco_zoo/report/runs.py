@@ -190,8 +190,11 @@ def load_sample(run: Run, dataset: str | None, bank: int, test: int) -> Sample:
         bank,
         test,
         image_size=run.config["pretrained_cfg"]["input_size"][-1],
-        **{key: run.settings.get(key) for key in ("image_column", "label_column", "limit", "epoch_images")},
+        **{key: run.settings.get(key) for key in _LOADING},
     )
+
+
+_LOADING = ("image_column", "label_column", "dataset_config", "revision", "val_fraction", "limit", "epoch_images")
 
 
 @lru_cache(maxsize=1)  # runs that are compared mostly have the same images
@@ -206,15 +209,19 @@ def _load_sample(
     image_size: int,
     image_column: str | None,
     label_column: str | None,
+    dataset_config: str | None,
+    revision: str | None,
+    val_fraction: float | None,
     limit: int | None,
     epoch_images: int | None,
 ) -> Sample:
     load: dict[str, Any] = {"image_size": image_size, "image_column": image_column}
+    load.update(dataset_config=dataset_config, revision=revision)
     if streaming:
         stream = stream_images(dataset, train_split, length=epoch_images, **load)
         images = load_images(next(stream.epoch(0, min(bank + test, len(stream)))), split=train_split)
     else:
-        load["label_column"] = label_column
+        load.update(label_column=label_column, val_fraction=val_fraction)
         # a limit's images are evenly spaced over the split, and no others are decoded
         images = load_images(dataset, split=train_split, limit=min(limit or bank + test, bank + test), **load)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: bank + test]

@@ -15,7 +15,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from simco_zoo.data import ImageData, TwoViews, load_images
+from simco_zoo.data import ImageData, TwoViews, load_splits
 from simco_zoo.data.presets import ViewPreset
 from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
@@ -76,10 +76,11 @@ def finetune(
         Interrupted: After Ctrl-C or SIGTERM, when the step was done and a checkpoint and ``last/`` were written.
     """
     config = replace(config or FinetuneConfig(), **settings)
-    images = images if isinstance(images, ImageData) else load_images(images)
-    test_images = test_images if isinstance(test_images, ImageData) else load_images(test_images, split="test")
+    images, loaded = load_splits(images, test_images, require_labels=True)
+    assert loaded is not None  # required
+    test_images = loaded
+    class_names = images.class_names or [str(i) for i in range(1 + _largest_label(images, test_images))]
     device = init_distributed(pick_device(config.device))
-    class_names = check_labels(images, test_images)
     check_image_size(model, images.image_size)
     warn_of_small_classes(images)
     if config.label_fraction < 1:
@@ -107,23 +108,9 @@ def finetune(
         return {**run.summary(), "folder": str(run.folder / "best")}
 
 
-def check_labels(images: ImageData, test_images: ImageData) -> list[str]:
-    """Returns the classes' names, numbers where there are none.
-
-    Raises:
-        ValueError: If labels are missing, or the classes of the two parts differ.
-    """
-    for part, data in (("training", images), ("test", test_images)):
-        if data.labels is None:
-            raise ValueError(f"the {part} images of {data.source} have no labels; name their column, or use folders.")
+def _largest_label(images: ImageData, test_images: ImageData) -> int:
     assert images.labels is not None and test_images.labels is not None
-    if images.class_names != test_images.class_names:
-        raise ValueError(
-            f"the training images have the classes {images.class_names}, the test images {test_images.class_names}; "
-            "both parts need the same."
-        )
-    count = max(len(images.class_names or []), int(max(images.labels.max(), test_images.labels.max())) + 1)
-    return images.class_names or [str(i) for i in range(count)]
+    return int(max(images.labels.max(), test_images.labels.max()))
 
 
 def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:

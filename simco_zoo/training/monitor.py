@@ -31,6 +31,8 @@ class Monitor:
         config: TrainingConfig,
     ) -> None:
         self.model, self.images, self.test_images, self.config = model, images, test_images, config
+        if isinstance(images, ImageData) and test_images is not None and self.has_labels:
+            self.bank, self.test_images = images.labeled(), test_images.labeled()
         self.online_probe: OnlineProbe | None = None
         self._extracted: tuple[int, Features, Features] | None = None
 
@@ -79,7 +81,7 @@ class Monitor:
         if self._extracted is None or self._extracted[0] != step:
             bank, test = (
                 extract_features(self.model, images, num_workers=self.config.workers, across_processes=True)
-                for images in (self.images, self.test_images)
+                for images in (self.bank, self.test_images)
             )
             self._extracted = step, bank, test
         return self._extracted[1:]

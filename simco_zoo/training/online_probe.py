@@ -61,7 +61,10 @@ class OnlineProbe:
         Returns:
             The cross-entropy, detached.
         """
-        loss = F.cross_entropy(self.classifier(features.float()), labels.repeat(len(features) // len(labels)))
+        # images without a label (-1) teach nothing; a batch of none but those gives a loss of 0
+        targets = labels.repeat(len(features) // len(labels))
+        losses = F.cross_entropy(self.classifier(features.float()), targets, ignore_index=-1, reduction="sum")
+        loss = losses / (targets >= 0).sum().clamp(min=1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for parameter in self.classifier.parameters():

@@ -16,7 +16,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simco_zoo.data import ImageData, TwoViews, load_images
+from simco_zoo.data import ImageData, TwoViews, load_images, load_splits
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
@@ -88,9 +88,10 @@ def pretrain(
             were written; a second signal ends the run at once.
     """
     config = replace(config or TrainingConfig(), **settings)
-    images = images if isinstance(images, ImageData | StreamedImages) else load_images(images)
-    if test_images is not None and not isinstance(test_images, ImageData):
-        test_images = load_images(test_images, split="test")
+    if isinstance(images, StreamedImages):
+        test_images = load_images(test_images, split="test") if test_images is not None else None
+    else:
+        images, test_images = load_splits(images, test_images, test_split="test" if test_images is not None else None)
     device = init_distributed(pick_device(config.device))
     check(model, images, test_images, config, device)
 

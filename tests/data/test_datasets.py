@@ -12,7 +12,8 @@ from PIL import Image
 
 import simco_zoo
 from simco_zoo.data import ImageData, load_images, resolve_transform
-from simco_zoo.data.transforms import fit, to_rgb
+from simco_zoo.data.decoding import ImageReader
+from simco_zoo.data.transforms import EvalTransform, to_rgb
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -161,12 +162,13 @@ def test_transparency_is_laid_on_white():
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (31, 90), (8, 8), (1, 5)])
 def test_fit_resizes_the_short_side_and_crops_the_center(size):
-    fitted = fit(picture(0, size), 32)
-    assert fitted.size == (32, 32)
+    reader = ImageReader(EvalTransform((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
+    fitted = reader(picture(0, size))
+    assert fitted.shape == (3, 32, 32)
     if size == (64, 48):
         resized = picture(0, size).resize((42, 32), Image.Resampling.BICUBIC)
         expected = resized.crop((5, 0, 37, 32))
-        assert np.abs(np.array(fitted).astype(int) - np.array(expected)).max() <= 1
+        assert (fitted.int() - pixels(expected).int()).abs().max() <= 1
 
 
 def test_unreadable_images_are_listed(tmp_path):
@@ -257,7 +259,7 @@ def test_missing_source_says_so(tmp_path):
         load_images(str(tmp_path / "a" / "b" / "c"))
     with pytest.raises(ValueError, match="holds no images"):
         load_images(tmp_path)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="cannot be read as a zip file"):
         (tmp_path / "x.zip").write_text("")
         load_images(tmp_path / "x.zip")
 

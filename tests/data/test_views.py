@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 from simco_zoo.data import PRESETS, TwoViews, ViewPreset, load_images
-from simco_zoo.data.views import (
+from simco_zoo.data.augment import (
     ViewParameters,
     color_jitter,
     crop_resize,
@@ -325,7 +325,7 @@ def test_solarize_inverts_what_is_bright():
 
 def test_the_accelerators_path_gives_the_same_views():
     """There every image is computed and chosen afterwards; on the CPU only the chosen ones are."""
-    from simco_zoo.data import views as module
+    from simco_zoo.data import augment, views
 
     def everywhere(chosen, x, operation, *parameters):
         return torch.where(chosen.view(-1, 1, 1, 1), operation(x, *parameters), x)
@@ -333,7 +333,8 @@ def test_the_accelerators_path_gives_the_same_views():
     images = noise(16)
     expected = TwoViews("imagenet", size=32)(images, generator=generator())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_on_rows", everywhere)
+        for module in (augment, views):
+            patch.setattr(module, "on_chosen_rows", everywhere)
         found = TwoViews("imagenet", size=32)(images, generator=generator())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -316,8 +316,8 @@ def test_without_labels(recipe, folder, tmp_path, capsys, few_curves):
 def test_samples_are_bounded_and_apart(recipe, runs, folder, monkeypatch):
     module = recipe("simco_zoo.report.runs")
     one = module.read_runs([runs["one"]])[0]
-    opened, open_image = [], simco_zoo.data.datasets._open
-    monkeypatch.setattr("simco_zoo.data.datasets._open", lambda file: opened.append(file) or open_image(file))
+    opened, open_image = [], simco_zoo.data.folders.open_image
+    monkeypatch.setattr("simco_zoo.data.folders.open_image", lambda file: opened.append(file) or open_image(file))
     sample = module.load_sample(one, None, 10, 4)
     assert len(opened) == 14 + 4  # of 32 and 12: a large data set is not decoded as a whole
     assert sample.held_out and (len(sample.bank), len(sample.test)) == (10, 4)

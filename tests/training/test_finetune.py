@@ -126,10 +126,10 @@ def test_a_share_of_the_labels(tmp_path):
 
 def test_labels_that_do_not_fit(tmp_path):
     unlabeled = load_images(torch.zeros(20, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="the training images of tensor have no labels"):
+    with pytest.raises(ValueError, match=r"the images of tensor .* have no labels"):
         finetune(model(), unlabeled, images(), output=tmp_path)
     other = type(unlabeled)(**{**vars(images()), "class_names": ["a", "b", "c"]})
-    with pytest.raises(ValueError, match="both parts need the same"):
+    with pytest.raises(ValueError, match="they have none in common"):
         finetune(model(), images(), other, output=tmp_path)
 
 
