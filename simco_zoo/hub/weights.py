@@ -117,6 +117,20 @@ class LoadedWeights:
     backbone: dict[str, Tensor]
     projector: dict[str, Tensor] | None = None
 
+    @property
+    def name(self) -> str:
+        """What a model card calls the source: a repository, or a model's name; a local path means nothing to others."""
+        if self.found.repository is not None:
+            return f"hf-hub:{self.found.repository.repo_id}"
+        if self.found.bare_file is not None:
+            return self.found.bare_file.name
+        tag = (self.found.config.get("pretrained_cfg") or {}).get("tag")
+        backbone = model_args(self.found.config).get("backbone")
+        architecture = self.found.config["architecture"]
+        if backbone is not None or architecture.split("_")[0] != section(self.found.config).get("method"):
+            architecture = f"{section(self.found.config).get('method', 'timm')}-{backbone or architecture}"
+        return f"{architecture}.{tag}" if tag else architecture
+
 
 # What there is
 

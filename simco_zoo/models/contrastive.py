@@ -61,6 +61,8 @@ class ContrastiveModel(nn.Module):
         # how config.json names the backbone so that timm builds it again; set by create_model
         self.architecture: str = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture") or ""
         self.model_args: dict[str, Any] = {}
+        # what the weights were loaded from: "hf-hub:org/name", a model's name, or "" for random ones
+        self.loaded_from = ""
         # why the projector is random although weights were loaded; empty where it is not, or is being trained
         self.missing_projector = ""
         self.register_load_state_dict_pre_hook(_note_projector)

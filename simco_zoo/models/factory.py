@@ -159,12 +159,18 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         load_projector(model.projector, loaded)
     elif loaded is not None:
         model.missing_projector = f"{loaded.found.origin} has no projector"
+    cfg = dict(backbone.pretrained_cfg)
+    tag = cfg.get("tag")
+    if loaded is not None:
+        model.loaded_from = loaded.name
+    elif timm_weights:
+        named = f"{spec.architecture}.{tag}" if tag else spec.architecture
+        model.loaded_from = f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else named
+    if loaded is None:
+        cfg.pop("tag", None)  # it is the tag of other weights than this model's
     if "in_chans" in build:
-        size = backbone.pretrained_cfg["input_size"][1:]
-        backbone.pretrained_cfg = backbone.default_cfg = {
-            **backbone.pretrained_cfg,
-            "input_size": (build["in_chans"], *size),
-        }
+        cfg["input_size"] = (build["in_chans"], *cfg["input_size"][1:])
+    backbone.pretrained_cfg = backbone.default_cfg = cfg
     model.architecture = spec.architecture
     model.model_args = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
     return model

@@ -496,3 +496,14 @@ def test_verify_builds_the_projector(folder):
     rehash(folder, "projector.safetensors")
     problems = [check.problem for check in verify(folder) if check.problem]
     assert len(problems) == 1 and "the projector of" in problems[0]
+
+
+def test_a_model_says_what_it_was_loaded_from(folder, free, tmp_path):
+    bare = shutil.copy(folder / "model.safetensors", tmp_path / "bare.safetensors")
+    for source, expected in (
+        (folder, "simco_r18_025.toy"), (free["small"], "mocov2-resnet18d"), (free["max"], "simco-test_resnet"),
+    ):  # fmt: skip
+        assert simco_zoo.create_model(f"local-dir:{source}", pretrained=True).loaded_from == expected
+        assert simco_zoo.create_model(f"local-dir:{source}").loaded_from == ""
+    assert simco_zoo.create_model("simco_r18_025", weights=bare).loaded_from == "bare.safetensors"
+    assert simco_zoo.create_model("simco_r18_025", pretrained=True).loaded_from == "simco_r18_025.cifar100"
