@@ -21,7 +21,7 @@ from simco_zoo.hub.weights import (
 )
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
-from simco_zoo.models.methods import METHODS, method_arguments
+from simco_zoo.models.methods import METHODS, method_arguments, not_an_argument
 from simco_zoo.models.request import ModelSpec, agree, parse_request
 
 
@@ -144,7 +144,10 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         return _feature_maps(spec, loaded, timm_weights)
 
     def build_backbone() -> Any:
-        return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
+        try:
+            return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
+        except TypeError as error:
+            raise not_an_argument(error, METHODS[spec.method].cls, spec.arguments) or error from None
 
     if loaded is None:
         backbone = build_backbone()
@@ -158,15 +161,12 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
     if loaded is not None and loaded.projector is not None:
         load_projector(model.projector, loaded)
     elif loaded is not None:
-        model.missing_projector = f"{loaded.found.origin} has no projector"
+        model.set_missing_projector(f"{loaded.found.origin} has no projector")
     if "in_chans" in build:
         size = backbone.pretrained_cfg["input_size"][1:]
-        backbone.pretrained_cfg = backbone.default_cfg = {
-            **backbone.pretrained_cfg,
-            "input_size": (build["in_chans"], *size),
-        }
-    model.architecture = spec.architecture
-    model.model_args = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
+        model.set_pretrained_cfg({**backbone.pretrained_cfg, "input_size": (build["in_chans"], *size)})
+    kept = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
+    model.set_architecture(spec.architecture, kept)
     return model
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "method_arguments",
     "method_of",
     "method_title",
+    "not_an_argument",
     "register_method",
     "split_arguments",
 ]
@@ -162,3 +163,20 @@ def split_arguments(cls: type[ContrastiveModel], arguments: dict[str, Any]) -> t
             raise ValueError(unknown_argument(name, cls.method, known, owners))
     own = {name: value for name, value in arguments.items() if name in known}
     return own, {name: value for name, value in arguments.items() if name not in known}
+
+
+def not_an_argument(error: TypeError, cls: type[ContrastiveModel], arguments: dict[str, Any]) -> ValueError | None:
+    """Turns a backbone's complaint about an argument into a sentence that names what was meant.
+
+    Args:
+        error: What building the backbone raised.
+        cls: The method's class.
+        arguments: What was passed on to the backbone.
+
+    Returns:
+        The error to raise, None if ``error`` is not about one of the arguments.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None or found[1] not in arguments:
+        return None
+    return ValueError(unknown_argument(found[1], cls.method, method_arguments(cls), {}))

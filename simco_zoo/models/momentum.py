@@ -13,7 +13,7 @@ from simco_zoo.models.contrastive import ContrastiveModel
 
 
 class KeyEncoder(nn.Module):
-    """A copy of a model's backbone and projector without gradient.
+    """A copy of a model's backbone and projector, without gradient and without the classifier.
 
     Args:
         model: The model whose encoder is copied (the query encoder).
@@ -25,10 +25,12 @@ class KeyEncoder(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
         self.projector = copy.deepcopy(model.projector)
+        _remove_classifier(self.backbone)
         self.requires_grad_(False)
         # deepcopy brings the query's accumulated gradients along
         for parameter in self.parameters():
             parameter.grad = None
+        self._average_in_fp32()
 
     @torch.no_grad()
     def momentum_update(self, model: ContrastiveModel, momentum: float) -> None:
@@ -37,15 +39,40 @@ class KeyEncoder(nn.Module):
         Parameters and float buffers move by the average, integer buffers are copied. The running statistics of batch
         norm stay: they come from the key encoder's own training-mode forwards, whose activations they describe.
         """
+        self._average_in_fp32()
+        keys: list[Tensor] = []
+        queries: list[Tensor] = []
         for key, query in ((self.backbone, model.backbone), (self.projector, model.projector)):
-            keys, queries = list[Tensor](key.parameters()), list[Tensor](query.parameters())
+            followed = dict(query.named_parameters())
+            for name, parameter in key.named_parameters():
+                keys.append(parameter)
+                queries.append(followed[name].to(parameter.dtype))
             for key_buffer, query_buffer in _followed_buffers(key, query):
                 if key_buffer.is_floating_point():
                     keys.append(key_buffer)
-                    queries.append(query_buffer)
+                    queries.append(query_buffer.to(key_buffer.dtype))
                 else:
                     key_buffer.copy_(query_buffer)
-            torch._foreach_lerp_(keys, queries, 1.0 - momentum)
+        torch._foreach_lerp_(keys, queries, 1.0 - momentum)
+
+    def cast(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """Returns the views in the type of this encoder, which is wider than that of a half-precision model."""
+        dtype = next(self.parameters()).dtype
+        return tuple(view.to(dtype) for view in views)
+
+    def _average_in_fp32(self) -> None:
+        """Widens half-precision weights: a step of 1 - momentum is smaller than their spacing and would be lost."""
+        if next(self.parameters()).dtype in (torch.bfloat16, torch.float16):
+            self.float()
+
+
+def _remove_classifier(backbone: Any) -> None:
+    """Takes the classifier off a backbone; unlike ``reset_classifier`` this leaves the pooling as it is."""
+    classifiers = backbone.get_classifier()
+    classifiers = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)
+    for path, module in list(backbone.named_modules()):
+        if path and any(module is classifier for classifier in classifiers):
+            backbone.set_submodule(path, nn.Identity())
 
 
 def _followed_buffers(key: nn.Module, query: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -63,8 +90,8 @@ def _followed_buffers(key: nn.Module, query: nn.Module) -> list[tuple[Tensor, Te
 class MomentumModel(ContrastiveModel):
     """A contrastive model whose keys come from a key encoder (MoCo, SimMoCo).
 
-    The key encoder is made on the first use of ``contrast``, or by ``init_key_encoder`` before a checkpoint that holds
-    it is loaded: a model that only gives features costs no second copy.
+    The key encoder is made on the first use of ``contrast``, or when a state dict that holds it is loaded: a model that
+    only gives features does not pay for a second copy.
 
     Args:
         backbone: A timm model.
@@ -83,8 +110,6 @@ class MomentumModel(ContrastiveModel):
             raise ValueError(f"momentum is {momentum}, but has to lie in [0, 1].")
         self.momentum = momentum
         self.key_encoder = None
-        # set while gradients accumulate: the key encoder makes one step per step of the optimizer
-        self.hold_key_encoder = False
 
     def init_key_encoder(self) -> None:
         """Makes the key encoder as a copy of the query encoder, unless it is there already."""
@@ -92,10 +117,20 @@ class MomentumModel(ContrastiveModel):
             self.key_encoder = KeyEncoder(self)
             self.key_encoder.train(self.training)
 
-    def update_key_encoder(self) -> KeyEncoder:
-        """Returns the key encoder, in training mode after one step of its moving average, unless it is held."""
+    def update_key_encoder(self, hold: bool = False) -> KeyEncoder:
+        """Returns the key encoder, in training mode after one step of its moving average.
+
+        Args:
+            hold: Leave out that step. While gradients accumulate, the key encoder makes one step per optimizer step.
+        """
         self.init_key_encoder()
         assert self.key_encoder is not None
-        if self.training and not self.hold_key_encoder:
+        if self.training and not hold:
             self.key_encoder.momentum_update(self, self.momentum)
         return self.key_encoder
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # torch calls this before it looks for the submodules that the keys belong to
+        if any(key.startswith(f"{prefix}key_encoder.") for key in state_dict):
+            self.init_key_encoder()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -26,7 +26,7 @@ class OnlineProbe:
     query encoder, where the official code runs an extra forward of view 2 for its classifier.
 
     Args:
-        model: The model, on its device; its ``contrast`` reports the features from now on.
+        model: The model, on its device.
         classes: Number of classes.
         config: Settings of the run.
         steps_per_epoch: For the schedule.
@@ -45,7 +45,6 @@ class OnlineProbe:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=LR, momentum=0.9)
         self.schedule = build_schedule(self.optimizer, config, steps_per_epoch, total_steps, peak_lr=LR)
-        model.report_features = True
 
     def step(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         """Learns from the features that ``contrast`` reported.

@@ -21,6 +21,7 @@ from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.models.contrastive import known_options
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.training.checks import check_batch_size, check_image_size
@@ -195,8 +196,6 @@ class Pretraining(Trainer):
             convert_sync_batchnorm(model)
         if config.freeze_patch_embed:
             model.backbone.patch_embed.requires_grad_(False)
-        # the queue is the same on all processes, so it takes the keys of all
-        model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_views(tag)
         self.build_optimizer(model, config)
         # a classifier takes no part
@@ -225,7 +224,7 @@ class Pretraining(Trainer):
         }
         preset = PRESETS[config.views]
         cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
-        model.backbone.pretrained_cfg = {**cfg, **({"tag": tag} if tag else {})}
+        model.set_pretrained_cfg({**cfg, **({"tag": tag} if tag else {})})
         self.describe_input(
             mean=tuple(preset.mean), std=tuple(preset.std), interpolation="bicubic", num_classes=model.num_classes
         )
@@ -243,27 +242,25 @@ class Pretraining(Trainer):
         parts = batch.chunk(self.config.accumulate)
         for part, images in enumerate(parts):
             views = self.views[self._side()](images, generator=generator, share=(rank(), world_size()))
-            if isinstance(self.model, MomentumModel):
-                self.model.hold_key_encoder = part > 0  # the query encoder has not moved since
-            report = self._backward(views, generator, parts=len(parts), last=part == len(parts) - 1)
+            # after the first part the query encoder has not moved, so the key encoder does not either
+            options = {"generator": generator, "hold_key_encoder": part > 0}
+            report = self._backward(views, options, parts=len(parts), last=part == len(parts) - 1)
             if probe is not None:
                 assert labels is not None
                 probe.step(report.pop("features"), labels.chunk(len(parts))[part], self.state.step + 1)
             # cloned: the next forward of a captured CUDA graph writes to the same place
             reports.append({name: value.detach().clone() for name, value in report.items()})
-        if isinstance(self.model, MomentumModel):
-            self.model.hold_key_encoder = False
         self.update_weights()
         return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
 
     def _backward(
-        self, views: tuple[Tensor, ...], generator: torch.Generator, parts: int, last: bool
+        self, views: tuple[Tensor, ...], options: dict[str, Any], parts: int, last: bool
     ) -> dict[str, Tensor]:
         """Adds the gradient of the views' loss, divided by the number of parts, and returns what contrast reports."""
         synchronized = last or not isinstance(self.contrast, DistributedDataParallel)
         with nullcontext() if synchronized else self.contrast.no_sync():  # type: ignore[operator]
             with self.autocast():
-                report: dict[str, Tensor] = self.contrast(*views, generator=generator)
+                report: dict[str, Tensor] = self.contrast(*views, **options)
             self.scaler.scale(report["loss"] / parts).backward()
         return report
 
@@ -378,6 +375,9 @@ class _Contrast(nn.Module):
         super().__init__()
         self.model = model
         self.loss = torch.compile(model.contrast, mode=config.compile_mode) if config.compile else model.contrast
+        # the queue is the same on all processes, so it takes the keys of all
+        across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
+        self.options = {"across_processes": across_processes, "report_features": config.online_linear}
 
-    def forward(self, *views: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.loss(*views, generator=generator)
+    def forward(self, *views: Tensor, **options: Any) -> dict[str, Tensor]:
+        return self.loss(*views, **known_options(self.model, {**self.options, **options}))
