@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simco_zoo.distributed import gather_rows, rank
-from simco_zoo.models.projector import build_projector
+from simco_zoo.models.projector import build_projector, unit_rows
 from simco_zoo.models.signatures import method_arguments
+
+Query = TypeVar("Query")
+Key = TypeVar("Key")
 
 
 class ContrastiveModel(nn.Module):
@@ -36,6 +38,7 @@ class ContrastiveModel(nn.Module):
     """
 
     method: ClassVar[str] = ""
+    unpublished: ClassVar[tuple[str, ...]] = ()  # modules that belong to the training, not to a published model
     backbone: Any  # timm's models share an interface, but no class
     projector: nn.Sequential
 
@@ -126,7 +129,9 @@ class ContrastiveModel(nn.Module):
             )
         return unit_rows(self.projector(pooled_features(self.backbone, check_images(x, self.in_chans))))
 
-    def embed(self, encoder: Any, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def embed(
+        self, encoder: Any, *views: Tensor, normalize: bool = True
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Embeds views with an encoder that has ``backbone`` and ``projector``: this model, or its key encoder.
 
         One forward for all views with ``joint_bn``, otherwise one for each.
@@ -134,16 +139,37 @@ class ContrastiveModel(nn.Module):
         Args:
             encoder: The encoder.
             *views: V tensors (N, C, H, W).
+            normalize: Whether to scale the projections to unit length.
 
         Returns:
-            Unit rows (N, proj_dim), and the features (N, num_features) that entered the projector; of each view.
+            Projections (N, proj_dim), and the features (N, num_features) that entered the projector; of each view.
         """
         if self.training and self.missing_projector:
             self.set_missing_projector("")  # it is being trained
         batches = (torch.cat(views),) if self.joint_bn and len(views) > 1 else views
         features = [pooled_features(encoder.backbone, batch) for batch in batches]
-        rows = [unit_rows(encoder.projector(f)) for f in features]
+        rows = [encoder.projector(f) for f in features]
+        if normalize:
+            rows = [unit_rows(r) for r in rows]
         return torch.cat(rows).chunk(len(views)), torch.cat(features).chunk(len(views))
+
+    @property
+    def head(self) -> nn.Module:
+        """What is published apart from the backbone: the projector's layers, and a method's further modules by name.
+
+        Its state dict is the content of ``projector.safetensors``. The tensors are the model's own.
+        """
+        skipped = ("backbone", "projector", *self.unpublished)
+        modules = {name: child for name, child in self.named_children() if name not in skipped}
+        parameters = dict(self.named_parameters(recurse=False))
+        if not modules and not parameters:
+            return self.projector
+        head = nn.Module()
+        for name, module in {**dict(self.projector.named_children()), **modules}.items():
+            head.add_module(name, module)
+        for name, parameter in {**dict(self.projector.named_parameters(recurse=False)), **parameters}.items():
+            head.register_parameter(name, parameter)
+        return head
 
     # What config.json says of the backbone
 
@@ -264,13 +290,6 @@ def pooled_features(backbone: Any, x: Tensor) -> Tensor:
     return features
 
 
-def unit_rows(projections: Tensor) -> Tensor:
-    """Scales projections (B, D) to unit length, in the precision of the loss whatever autocast did in the layers."""
-    if projections.dtype not in (torch.float32, torch.float64):
-        projections = projections.float()
-    return F.normalize(projections, dim=1)
-
-
 def gather_keys(*keys: Tensor) -> tuple[tuple[Tensor, ...], int]:
     """Gathers the keys of all processes of torch.distributed; without several processes these are the keys given.
 
@@ -361,18 +380,18 @@ def _input_channels(backbone: Any) -> int | None:
 
 
 def mean_over_pairs(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    queries: Sequence[Tensor],
-    keys: Sequence[Tensor],
+    loss: Callable[[Query, Key], Tensor],
+    queries: Sequence[Query],
+    keys: Sequence[Key],
     *,
     same_views: bool = True,
 ) -> Tensor:
     """Averages a loss over all pairs of a query's view and another view's keys.
 
     Args:
-        loss: Called with queries (N, D) and keys (M, D); returns a scalar.
-        queries: Embeddings of the first views, one tensor per view that serves as query.
-        keys: Embeddings of the views that serve as keys.
+        loss: Called with queries, e.g. (N, D), and keys, e.g. (M, D); returns a scalar.
+        queries: What the loss takes of each view that serves as query, from the first view on.
+        keys: What it takes of each view that serves as keys.
         same_views: Whether ``queries[i]`` and ``keys[i]`` are of the same view; such pairs are left out.
 
     Returns:

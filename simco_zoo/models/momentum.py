@@ -15,6 +15,9 @@ from simco_zoo.models.contrastive import ContrastiveModel
 class KeyEncoder(nn.Module):
     """A copy of a model's backbone and projector, without gradient and without the classifier.
 
+    Its weights are buffers: an optimizer gets the query encoder's parameters alone, whether it is made before the key
+    encoder or after it.
+
     Args:
         model: The model whose encoder is copied (the query encoder).
     """
@@ -26,43 +29,41 @@ class KeyEncoder(nn.Module):
         self.backbone = copy.deepcopy(model.backbone)
         self.projector = copy.deepcopy(model.projector)
         _remove_classifier(self.backbone)
-        self.requires_grad_(False)
-        # deepcopy brings the query's accumulated gradients along
-        for parameter in self.parameters():
-            parameter.grad = None
+        _turn_into_buffers(self)
         self._average_in_fp32()
 
     @torch.no_grad()
     def momentum_update(self, model: ContrastiveModel, momentum: float) -> None:
         """Moves to momentum * key + (1 - momentum) * query.
 
-        Parameters and float buffers move by the average, integer buffers are copied. The running statistics of batch
-        norm stay: they come from the key encoder's own training-mode forwards, whose activations they describe.
+        Weights and float buffers move by the average, integer buffers are copied. The running statistics of batch norm
+        stay: they come from the key encoder's own training-mode forwards, whose activations they describe.
         """
         self._average_in_fp32()
         keys: list[Tensor] = []
         queries: list[Tensor] = []
         for key, query in ((self.backbone, model.backbone), (self.projector, model.projector)):
-            followed = dict(query.named_parameters())
-            for name, parameter in key.named_parameters():
-                keys.append(parameter)
-                queries.append(followed[name].to(parameter.dtype))
-            for key_buffer, query_buffer in _followed_buffers(key, query):
-                if key_buffer.is_floating_point():
-                    keys.append(key_buffer)
-                    queries.append(query_buffer.to(key_buffer.dtype))
-                else:
-                    key_buffer.copy_(query_buffer)
+            followed = dict(query.named_parameters(remove_duplicate=False)) | dict(query.named_buffers())
+            statistics = _batch_norm_statistics(key)
+            for name, tensor in key.named_buffers():
+                if not tensor.is_floating_point():
+                    tensor.copy_(followed[name])
+                elif name not in statistics:
+                    keys.append(tensor)
+                    queries.append(followed[name].to(tensor.dtype))
         torch._foreach_lerp_(keys, queries, 1.0 - momentum)
 
     def cast(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Returns the views in the type of this encoder, which is wider than that of a half-precision model."""
-        dtype = next(self.parameters()).dtype
-        return tuple(view.to(dtype) for view in views)
+        return tuple(view.to(self._dtype) for view in views)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((t.dtype for t in self.buffers() if t.is_floating_point()), torch.float32)
 
     def _average_in_fp32(self) -> None:
         """Widens half-precision weights: a step of 1 - momentum is smaller than their spacing and would be lost."""
-        if next(self.parameters()).dtype in (torch.bfloat16, torch.float16):
+        if self._dtype in (torch.bfloat16, torch.float16):
             self.float()
 
 
@@ -75,16 +76,18 @@ def _remove_classifier(backbone: Any) -> None:
             backbone.set_submodule(path, nn.Identity())
 
 
-def _followed_buffers(key: nn.Module, query: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Pairs up all buffers except those of batch norm."""
-    query_modules = dict(query.named_modules())
-    pairs = []
-    for path, module in key.named_modules():
-        if isinstance(module, _BatchNorm):
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            pairs.append((buffer, query_modules[path].get_buffer(name)))
-    return pairs
+def _turn_into_buffers(module: nn.Module) -> None:
+    """Turns all parameters into buffers of the same names, so that the state dict has the same keys."""
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False)):
+            delattr(child, name)
+            child.register_buffer(name, parameter.detach())
+
+
+def _batch_norm_statistics(module: nn.Module) -> set[str]:
+    """Returns the names of the running means and variances."""
+    norms = [(path, norm) for path, norm in module.named_modules() if isinstance(norm, _BatchNorm)]
+    return {f"{path}.{name}".lstrip(".") for path, _ in norms for name in ("running_mean", "running_var")}
 
 
 class MomentumModel(ContrastiveModel):
@@ -102,6 +105,7 @@ class MomentumModel(ContrastiveModel):
         ValueError: If the momentum is outside [0, 1].
     """
 
+    unpublished = ("key_encoder",)
     key_encoder: KeyEncoder | None
 
     def __init__(self, backbone: nn.Module, *, momentum: float = 0.99, **kwargs: Any) -> None:

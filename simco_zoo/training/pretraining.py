@@ -190,10 +190,10 @@ class Pretraining(Trainer):
         self.config = config
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
-        if isinstance(model, MomentumModel):
-            model.init_key_encoder()
         if config.sync_bn:
             convert_sync_batchnorm(model)
+        if isinstance(model, MomentumModel):
+            model.init_key_encoder()
         if config.freeze_patch_embed:
             model.backbone.patch_embed.requires_grad_(False)
         self._describe_views(tag)

@@ -111,18 +111,18 @@ def test_the_average_of_a_bfloat16_model_moves(when, half_views):
     model.bfloat16()
     if when == "before":
         model.init_key_encoder()
-    reference = [p.detach().double() for p in (*model.backbone.parameters(), *model.projector.parameters())]
+    reference = {name: p.detach().double() for name, p in model.named_parameters()}
     with torch.no_grad():
         for parameter in (*model.backbone.parameters(), *model.projector.parameters()):
             parameter.add_(0.25)
-    target = [p.detach().double() for p in (*model.backbone.parameters(), *model.projector.parameters())]
+    target = {name: p.detach().double() for name, p in model.named_parameters()}
     for _ in range(20):
         report = model.contrast(*half_views)
-        reference = [0.999 * key + 0.001 * query for key, query in zip(reference, target, strict=True)]
-    keys = [p for n, p in model.key_encoder.named_parameters()]
+        reference = {name: 0.999 * key + 0.001 * target[name] for name, key in reference.items()}
+    keys = model.key_encoder.state_dict()
     assert report["loss"].isfinite()
-    for key, expected in zip(keys, reference, strict=True):
-        torch.testing.assert_close(key.double(), expected, rtol=1e-5, atol=1e-6)
+    for name, expected in reference.items():
+        torch.testing.assert_close(keys[name].double(), expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(("first", "then"), [(0, 10), (10, 0), (10, 5)])
@@ -138,6 +138,20 @@ def test_the_classifier_may_change_after_the_key_encoder_was_made(first, then, v
     torch.testing.assert_close(model.key_encoder.projector[0].weight, before + 0.5)
     fresh = build("mocov2", num_classes=then, global_pool="max")
     fresh.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize(("backbone", "size"), [
+    ("test_vit", 160), ("test_convnext", 32), ("test_efficientnet", 32), ("vit_tiny_patch16_224", 224),
+])  # fmt: skip
+def test_the_key_encoder_of_other_families_equals_its_query_encoder(backbone, size):
+    images = torch.randn(2, 3, size, size)
+    model = simco_zoo.create_model("simmoco", backbone=backbone, num_classes=3).eval()
+    parameters = len(list(model.parameters()))
+    model.init_key_encoder()
+    with torch.no_grad():
+        ours, theirs = (model.embed(encoder, images)[0][0] for encoder in (model.key_encoder, model))
+    assert torch.equal(ours, theirs)
+    assert len(list(model.parameters())) == parameters
 
 
 @pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2"])

@@ -43,7 +43,8 @@ def test_a_step_asks_the_device_for_no_value(method, symmetric):
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(8, 3, 40, 40, dtype=torch.uint8, device="meta")
     for step in (1, 2):
-        report = model.contrast(*TwoViews("imagenet", size=32)(images, generator=generator), generator=generator)
+        views = TwoViews("imagenet", size=32)(images, generator=generator)
+        report = model.contrast(*views, generator=generator, report_features=True)
         optimizer.zero_grad(set_to_none=True)
         report["loss"].backward()
         probe.step(report.pop("features"), torch.empty(8, dtype=torch.long, device="meta"), step)
