@@ -104,7 +104,14 @@ class ContrastiveModel(nn.Module):
 
         They are those of the signatures of ``__init__``; each is read from the attribute of the same name.
         """
-        return {name: getattr(self, name) for name in method_arguments(type(self))}
+        arguments = method_arguments(type(self))
+        missing = [name for name in arguments if not hasattr(self, name)]
+        if missing:
+            raise AttributeError(
+                f"{type(self).__name__} keeps no attribute {missing[0]}; its __init__ has to set "
+                f"self.{missing[0]} = {missing[0]}, so that the argument is published with the model."
+            )
+        return {name: getattr(self, name) for name in arguments}
 
     def loss_config(self) -> dict[str, float | str]:
         """Returns the loss's name and temperatures, for config.json and the model card."""
@@ -309,6 +316,12 @@ def known_options(model: ContrastiveModel, options: dict[str, Any]) -> dict[str,
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return options
     return {name: value for name, value in options.items() if name in parameters}
+
+
+def takes_more_views(model: ContrastiveModel) -> bool:
+    """Whether a model's ``contrast`` takes more than two views."""
+    parameters = inspect.signature(type(model).contrast).parameters
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
 
 
 def contrast_report(

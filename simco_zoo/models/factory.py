@@ -159,7 +159,7 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
             raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
     model = METHODS[spec.method].cls(backbone, **method_arguments)
     if loaded is not None and loaded.projector is not None:
-        load_projector(model.projector, loaded)
+        load_projector(model.head, loaded)
     elif loaded is not None:
         model.set_missing_projector(f"{loaded.found.origin} has no projector")
     if "in_chans" in build:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from simco_zoo.distributed import world_size
 from simco_zoo.losses import info_nce
 from simco_zoo.models.contrastive import check_views, contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.models.hard_mixing import mix_negatives, mixed_info_nce
 from simco_zoo.models.momentum import KeyEncoder, MomentumModel
 from simco_zoo.models.split_batch_norm import embed_shuffled, normalizes_apart, split_batch_norm
 
@@ -32,6 +34,10 @@ class MoCo(MomentumModel):
         joint_bn: Where several views go through an encoder, one forward for all rather than one for each.
         bn_splits: Batch norm over this many parts of the batch, with shuffled keys, as several devices would have it
             (MoCo section 3.3); 1 is ordinary batch norm.
+        mix: Synthetic negatives (MoCHi, "Hard Negative Mixing for Contrastive Learning", NeurIPS 2020): of the
+            (hardest) negatives of each query, so many (pairs) are mixed with each other and so many (query_mixes) with
+            the query, e.g. (1024, 1024, 128) with a queue of 16,384. None: none.
+        mix_warmup: Number of steps without synthetic negatives at the beginning.
         proj_hidden_dim: Width of the projector's hidden layer; ``None`` for MoCo v1's linear projector.
         proj_dim: Length of the projection.
 
@@ -40,8 +46,10 @@ class MoCo(MomentumModel):
     """
 
     method = "mocov2"
+    training_buffers = ("queue", "queue_pointer", "mix_steps")
     queue: Tensor | None
     queue_pointer: Tensor | None
+    mix_steps: Tensor | None
 
     def __init__(
         self,
@@ -53,6 +61,8 @@ class MoCo(MomentumModel):
         symmetric: bool = False,
         joint_bn: bool = True,
         bn_splits: int = 1,
+        mix: tuple[int, int, int] | None = None,
+        mix_warmup: int = 1000,
         proj_hidden_dim: int | None = 128,
         proj_dim: int = 128,
     ) -> None:
@@ -71,8 +81,12 @@ class MoCo(MomentumModel):
             raise ValueError(f"queue_size is {queue_size}, but the queue holds at least 1 key.")
         self.queue_size = queue_size
         self.bn_splits = bn_splits
-        self.register_buffer("queue", None)
-        self.register_buffer("queue_pointer", None)
+        self.mix = _checked_mix(mix, queue_size)
+        if mix_warmup < 0:
+            raise ValueError(f"mix_warmup is {mix_warmup}, but a number of steps is at least 0.")
+        self.mix_warmup = mix_warmup
+        for name in self.training_buffers:
+            self.register_buffer(name, None)
 
     def contrast(
         self,
@@ -93,7 +107,8 @@ class MoCo(MomentumModel):
             view1: Images (N, C, H, W); the queries.
             view2: The same images in another view; the keys.
             *more: Further views of the same images; more keys, and with ``symmetric`` more queries too.
-            generator: Source of the keys' shuffle, where there is one; torch's default generator if None.
+            generator: Source of the keys' shuffle and of the synthetic negatives, where there are any; torch's default
+                generator if None.
             across_processes: Put the keys of all processes into the queue of every process, in rank order.
             hold_key_encoder: Do not update the key encoder.
             report_features: Report the features of the query views.
@@ -110,13 +125,33 @@ class MoCo(MomentumModel):
         with torch.no_grad():
             keys = self._embed_keys(key_encoder, key_views, generator, across_processes)  # (N, D) per key view
         queries, features = self.embed(self, *query_views)  # (N, D) and (N, num_features) per query view
-        loss = partial(info_nce, negatives=self.queue, temperature=self.temperature, check=False)
-        total = mean_over_pairs(loss, queries, keys, same_views=self.symmetric)
+        loss = partial(self._loss, mixing=self._mixing(hold_key_encoder), generator=generator)
+        total = mean_over_pairs(loss, queries, keys, same_views=self.symmetric)  # a query meets the other views' keys
         if self.training:
             all_keys, _ = gather_keys(*keys) if across_processes else (keys, 0)  # (M, D), M = N x processes
             self._enqueue(torch.cat(all_keys))
         positives = keys[1] if self.symmetric else keys[0]  # view 2's
         return contrast_report(total, queries[0], positives, features if report_features else None)
+
+    def _loss(self, query: Tensor, key: Tensor, mixing: bool, generator: torch.Generator | None) -> Tensor:
+        """Returns InfoNCE of queries and keys (N, D) against the queue (K, D), with synthetic negatives if mixing."""
+        if not mixing:
+            return info_nce(query, key, negatives=self.queue, temperature=self.temperature, check=False)
+        assert self.queue is not None and self.mix is not None
+        queue = self.queue.to(query.dtype, copy=True)  # the queue changes before the backward pass
+        mixed = mix_negatives(query, queue, *self.mix, generator=generator)  # (N, pairs + query_mixes, D)
+        return mixed_info_nce(query, key, queue, mixed, self.temperature)
+
+    @torch.compiler.disable
+    def _mixing(self, hold: bool) -> bool:
+        """Whether the warm-up is over; in training mode one more step is counted, unless held."""
+        if self.mix is None:
+            return False
+        assert self.mix_steps is not None
+        warm = int(self.mix_steps) >= self.mix_warmup
+        if self.training and not hold:
+            self.mix_steps += 1
+        return warm
 
     def _embed_keys(
         self,
@@ -135,6 +170,10 @@ class MoCo(MomentumModel):
             return embed(*views)
         return embed_shuffled(embed, *views, generator=generator, across_processes=across_processes)
 
+    def loss_config(self) -> dict[str, float | str]:
+        mixed = {} if self.mix is None else dict(zip(("hardest", "pairs", "query_mixes"), self.mix, strict=True))
+        return {**super().loss_config(), **mixed}
+
     def init_key_encoder(self) -> None:
         """Makes the key encoder and the queue (random unit rows, always the same), unless they are there already."""
         super().init_key_encoder()
@@ -143,6 +182,8 @@ class MoCo(MomentumModel):
             rows = torch.randn(self.queue_size, self.proj_dim, generator=torch.Generator().manual_seed(0))
             self.queue = F.normalize(rows, dim=1).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
             self.queue_pointer = torch.zeros((), dtype=torch.long, device=weight.device)
+            if self.mix is not None:
+                self.mix_steps = torch.zeros((), dtype=torch.long, device=weight.device)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the state as any module does, with the queue last.
@@ -151,7 +192,7 @@ class MoCo(MomentumModel):
         such as timm's ModelEmaV2, still finds its tensors in the same places.
         """
         state = super().state_dict(*args, **kwargs)
-        for name in ("queue", "queue_pointer"):
+        for name in self.training_buffers:
             key = kwargs.get("prefix", "") + name
             if key in state:
                 state.move_to_end(key)
@@ -171,6 +212,18 @@ class MoCo(MomentumModel):
         slots = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % self.queue_size
         self.queue.index_copy_(0, slots, keys.to(self.queue.dtype))
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % self.queue_size)
+
+
+def _checked_mix(mix: Sequence[int] | None, queue_size: int) -> tuple[int, int, int] | None:
+    """Returns the three numbers as a tuple; raises ValueError if they do not fit."""
+    if mix is None:
+        return None
+    if len(mix) != 3 or min(mix) < 0 or not 1 <= mix[0] <= queue_size or mix[1] + mix[2] < 1:
+        raise ValueError(
+            f"mix is {mix}, but has to be (hardest, pairs, query_mixes): 1 to {queue_size} (queue_size) hardest "
+            "negatives, and at least one mixture."
+        )
+    return mix[0], mix[1], mix[2]
 
 
 class MoCoV1(MoCo):

@@ -98,7 +98,7 @@ def save_pretrained(
         raise ValueError("the model does not say how its backbone is built; make it with simco_zoo.create_model.")
     tensors = {MODEL_FILE: _tensors(model.backbone, half)}
     if projector:
-        tensors[PROJECTOR_FILE] = _tensors(model.projector, half)
+        tensors[PROJECTOR_FILE] = _tensors(model.head, half)
     files = {name: safetensors.torch.save(t, metadata={"format": "pt"}) for name, t in tensors.items()}
 
     tag = tag or model.pretrained_cfg.get("tag")

@@ -21,7 +21,7 @@ from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.contrastive import known_options
+from simco_zoo.models.contrastive import known_options, takes_more_views
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.training.checks import check_batch_size, check_image_size
@@ -137,6 +137,10 @@ def check(
         raise ValueError("sync_bn joins what bn_splits parts; choose one of them.")
     if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
         raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
+    if config.online_linear and not known_options(model, {"report_features": True}):
+        raise ValueError(f"online_linear needs features, but contrast of {model.method} takes no report_features.")
+    if config.views_per_image > 2 and not takes_more_views(model):
+        raise ValueError(f"views_per_image is {config.views_per_image}, but contrast of {model.method} takes two views.")
     if config.freeze_patch_embed and getattr(model.backbone, "patch_embed", None) is None:
         raise ValueError(f"{model.architecture} has no patch embedding; leave freeze_patch_embed out.")
     for side in {images.image_size, *(side for side, _ in parse_sizes(config.sizes or f"{images.image_size}:1"))}:
