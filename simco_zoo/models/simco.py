@@ -20,7 +20,7 @@ class SimCo(ContrastiveModel):
 
     Args:
         backbone: A timm model.
-        temperature: tau_alpha, > 0.
+        temperature: Temperature of the loss (tau_alpha), > 0.
         dt_m: Ratio tau_beta / tau_alpha, > 0; 1 gives InfoNCE.
         symmetric: Average both directions; otherwise view 1 is the query.
         joint_bn: One forward of 2N, batch norm spanning both views; False runs two of N, as the official code does.

@@ -20,7 +20,7 @@ class SimMoCo(MomentumModel):
 
     Args:
         backbone: A timm model.
-        temperature: tau_alpha, > 0.
+        temperature: Temperature of the loss (tau_alpha), > 0.
         dt_m: Ratio tau_beta / tau_alpha, > 0; 1 gives InfoNCE.
         momentum: Momentum of the key encoder, in [0, 1].
         symmetric: Average both directions (the official code's "plus version").

@@ -29,7 +29,7 @@ class SimSiam(ContrastiveModel):
 
     Args:
         backbone: A timm model.
-        predictor: "mlp", "bias", "linear", "mirror", "inverse" or "none".
+        predictor: What predicts one view from the other: "mlp", "bias", "linear", "mirror", "inverse" or "none".
         pred_hidden_dim: Width of the predictor's hidden layer, where it is an MLP.
         proj_layers: Number of the projector's linear layers, each with batch norm; the authors take 3 on ImageNet.
         symmetric: Average both directions; otherwise view 1 is the query.

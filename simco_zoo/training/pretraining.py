@@ -140,7 +140,9 @@ def check(
     if config.online_linear and not known_options(model, {"report_features": True}):
         raise ValueError(f"online_linear needs features, but contrast of {model.method} takes no report_features.")
     if config.views_per_image > 2 and not takes_more_views(model):
-        raise ValueError(f"views_per_image is {config.views_per_image}, but contrast of {model.method} takes two views.")
+        raise ValueError(
+            f"views_per_image is {config.views_per_image}, but contrast of {model.method} takes two views."
+        )
     if config.freeze_patch_embed and getattr(model.backbone, "patch_embed", None) is None:
         raise ValueError(f"{model.architecture} has no patch embedding; leave freeze_patch_embed out.")
     for side in {images.image_size, *(side for side, _ in parse_sizes(config.sizes or f"{images.image_size}:1"))}:

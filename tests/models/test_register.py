@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import simco_zoo
+from simco_zoo.arguments import read_settings
+from simco_zoo.cli import pretrain as pretrain_command
 from simco_zoo.models.methods import METHODS, argument_help, method_arguments, method_title
+from simco_zoo.training import TrainingConfig
 
 # method_config as JSON; published configurations have these bytes, and a new argument comes after them
 GOLDEN = {
@@ -130,12 +133,43 @@ def test_a_method_of_ones_own_trains_is_published_and_loads_again(toy, tmp_path)
 ])  # fmt: skip
 def test_what_a_method_does_not_take_is_said_before_anything_is_written(toy, settings, message, tmp_path):
     model = simco_zoo.create_model(toy, backbone="test_resnet")
-    labeled = simco_zoo.data.from_tensor(images(), labels=torch.arange(16) % 2)
+    pixels, labels = images(), torch.arange(16) % 2
+    labeled = simco_zoo.data.ImageData(pixels, labels, [str(i) for i in range(16)], image_size=32)
     with pytest.raises(ValueError, match=message):
         simco_zoo.training.pretrain(
             model, labeled, test_images=labeled, output=tmp_path / "run", batch_size=8, device="cpu", **settings
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_its_argument_is_a_flag_of_the_command_line(toy, tmp_path, monkeypatch):
+    METHODS.pop("toy")  # the command imports the module itself
+    sys.modules.pop("toy_method")
+    monkeypatch.chdir(tmp_path)
+    flags = (
+        "--model toy --import toy_method --power 1.5 --backbone test_resnet --dataset photos --limit 16 --max-steps 2"
+    )
+    rest = ["--batch-size", "8", "--output", str(tmp_path / "run"), "--device", "cpu", "--test-split", "none"]
+    code = pretrain_command.main([*flags.split(), *rest])
+    assert code == 0
+    config = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
+    assert config["simco_zoo"]["method_config"]["power"] == 1.5
+    text = pretrain_command.build_parser().format_help()
+    assert "--power" in text and "Exponent of the distance." in text
+
+
+def test_flags_of_several_values_and_of_choices(tmp_path):
+    parser = pretrain_command.build_parser()
+    args = parser.parse_args(["--mix", "8", "4", "2", "--predictor", "bias"])
+    assert args.mix == [8, 4, 2] and args.predictor == "bias"
+    file = tmp_path / "c.yaml"
+    file.write_text("mix: [8, 4, 2]\npredictor: bias\n")
+    read = read_settings(pretrain_command.build_parser(), TrainingConfig, ["--config", str(file)])[0]
+    assert read.mix == [8, 4, 2] and read.predictor == "bias"
+    for text, message in (("mix: [8, 4]", "is a list of 3 values"), ("predictor: gru", "is one of mlp, bias")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_settings(pretrain_command.build_parser(), TrainingConfig, ["--config", str(file)])
 
 
 def test_a_method_may_be_registered_again_but_not_in_the_place_of_another(toy, tmp_path):

@@ -77,7 +77,7 @@ def test_a_compiled_contrast_is_the_same(method):
         contrast = torch.compile(model.contrast, backend="aot_eager") if compile else model.contrast
         losses = []
         for step in (1, 2):
-            report = contrast(view1, view2)
+            report = contrast(view1, view2, report_features=True)
             report["loss"].backward()
             losses.append(report["loss"].detach())
             losses.append(probe.step(report["features"], torch.tensor([0, 1, 2, 0, 1, 2]), step))
