@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import timm
 from timm.models import parse_model_name, split_model_name_tag
@@ -202,10 +203,18 @@ def _check_method_config(loaded: LoadedWeights) -> None:
 
 
 def _has_type(value: Any, annotation: Any) -> bool:
-    types = getattr(annotation, "__args__", None) or (annotation,)
-    if isinstance(value, bool):
-        return bool in types
-    return isinstance(value, types) or (isinstance(value, int) and float in types)
+    """Whether a value of JSON is of an argument's type: plain, a Literal, a tuple (a list in JSON), or a union."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        fits = isinstance(value, list) and len(value) == len(parts)
+        return fits and all(_has_type(v, part) for v, part in zip(value, parts, strict=True))
+    if isinstance(value, bool) or not isinstance(annotation, type):
+        return annotation in (bool, Any)
+    return isinstance(value, annotation) or (annotation is float and isinstance(value, int))
 
 
 def _fitting_names(spec: ModelSpec, loaded: LoadedWeights) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from simco_zoo.distributed import world_size
 from simco_zoo.losses import info_nce
-from simco_zoo.models.contrastive import check_views, contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.models.contrastive import contrast_report, gather_keys, mean_over_pairs
 from simco_zoo.models.hard_mixing import mix_negatives, mixed_info_nce
+from simco_zoo.models.inputs import check_views
 from simco_zoo.models.momentum import KeyEncoder, MomentumModel
 from simco_zoo.models.split_batch_norm import embed_shuffled, normalizes_apart, split_batch_norm
 

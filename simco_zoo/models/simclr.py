@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simco_zoo.losses import dual_temperature, info_nce
-from simco_zoo.models.contrastive import ContrastiveModel, check_views, contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.losses import dual_temperature, floored_share, info_nce
+from simco_zoo.models.contrastive import ContrastiveModel, contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.models.inputs import check_views
 
 
 class SimCLR(ContrastiveModel):
@@ -95,7 +96,8 @@ class SimCLR(ContrastiveModel):
             report_features: Report the features of all views.
 
         Returns:
-            ``loss`` (differentiable scalar) and the detached scalars of ``contrast_report``.
+            ``loss`` (differentiable scalar), the detached scalars of ``contrast_report``, and with ``class_prior`` the
+            ``floored_share`` of the anchors that are not repelled.
 
         Raises:
             ValueError: If the views' shapes differ or N < 2.
@@ -105,7 +107,11 @@ class SimCLR(ContrastiveModel):
         keys, offset = gather_keys(*z) if across_processes else (z, 0)  # (M, D) per view, M = N x processes
         queries = list(zip(z, keys, strict=True))[: len(views) if self.symmetric else 1]
         total = mean_over_pairs(partial(self._nt_xent, offset=offset), queries, keys)
-        return contrast_report(total, z[0], z[1], features if report_features else None)
+        report = contrast_report(total, z[0], z[1], features if report_features else None)
+        if self.class_prior > 0:
+            with torch.no_grad():
+                report["floored_share"] = floored_share(z[0], keys[1], **self._options(keys[0], offset))
+        return report
 
     def _nt_xent(self, queries: tuple[Tensor, Tensor], key: Tensor, offset: int) -> Tensor:
         """Returns the loss of one view's projections as queries with those of another view as keys.
@@ -116,7 +122,15 @@ class SimCLR(ContrastiveModel):
             offset: Row of ``key`` that belongs to the first query.
         """
         query, all_queries = queries
-        options: dict[str, Any] = {
+        options = self._options(all_queries, offset)
+        if not self.decoupled:
+            return info_nce(query, key, **options)
+        logits = 2 * len(key) - 1
+        return dual_temperature(query, key, dt_m=math.inf, **options) * (logits / (logits - 1))
+
+    def _options(self, all_queries: Tensor, offset: int) -> dict[str, Any]:
+        """Returns the arguments of the losses that do not depend on the key."""
+        return {
             "temperature": self.temperature,
             "in_batch": "both",
             "hardness": self.hardness,
@@ -125,10 +139,6 @@ class SimCLR(ContrastiveModel):
             "positive_offset": offset,
             "check": False,
         }
-        if not self.decoupled:
-            return info_nce(query, key, **options)
-        logits = 2 * len(key) - 1
-        return dual_temperature(query, key, dt_m=math.inf, **options) * (logits / (logits - 1))
 
     def loss_config(self) -> dict[str, float | str]:
         settings = {"hardness": self.hardness, "class_prior": self.class_prior}

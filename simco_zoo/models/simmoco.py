@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
-from simco_zoo.models.contrastive import check_views, contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.models.contrastive import contrast_report, gather_keys, mean_over_pairs
+from simco_zoo.models.inputs import check_views
 from simco_zoo.models.momentum import MomentumModel
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simco_zoo.models.contrastive import ContrastiveModel, check_views, contrast_report, mean_over_pairs
+from simco_zoo.models.contrastive import ContrastiveModel, contrast_report, mean_over_pairs
+from simco_zoo.models.inputs import check_views
 from simco_zoo.models.projector import PredictorKind, build_norm_projector, build_predictor, unit_rows
 
 

@@ -123,3 +123,10 @@ def test_one_side_and_more_views(views):
 def test_arguments_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match=message):
         simco_zoo.create_model("simclr", backbone="test_convnext", **kwargs)
+
+
+def test_the_share_of_anchors_without_repulsion_is_reported(views):
+    assert "floored_share" not in build("simclr").contrast(*(view.double() for view in views))
+    model = build("simclr", class_prior=0.9)
+    image = views[0].double()
+    assert model.contrast(image, image)["floored_share"] == 1.0  # all positives are at cosine 1
