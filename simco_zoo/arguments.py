@@ -64,11 +64,24 @@ def add_method_settings(group: Any, stated: Mapping[str, str] | None = None) -> 
 
 
 def add_flag(group: Any, name: str, kind: Any, text: str, default: Any) -> None:
-    """Adds one flag; ``kind`` is bool, a type made from text, or one of these or None."""
+    """Adds one flag.
+
+    Args:
+        group: An argparse parser or argument group.
+        name: Name of the setting.
+        kind: bool, a type made from text, a Literal of texts, a tuple of one type, or one of these or None.
+        text: Help.
+        default: Value if the flag is not given.
+    """
     options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-    plain = next(t for t in typing.get_args(kind) or (kind,) if t is not types.NoneType)
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    plain = next(t for t in (typing.get_args(kind) if union else (kind,)) if t is not types.NoneType)
     if plain is bool:
         options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(plain) is typing.Literal:
+        options["choices"] = typing.get_args(plain)
+    elif typing.get_origin(plain) is tuple:
+        options.update(type=typing.get_args(plain)[0], nargs=len(typing.get_args(plain)))
     else:
         options["type"] = plain
     group.add_argument("--" + name.replace("_", "-"), **options)
@@ -217,10 +230,12 @@ def _as_flag(value: Any, action: argparse.Action) -> Any:
         return value
     if isinstance(value, dict) and isinstance(action.default, dict):
         return value
-    if isinstance(value, bool | dict | list):
+    read: Any = action.type or str
+    if isinstance(action.nargs, int) and isinstance(value, list) and len(value) == action.nargs:
+        return [read(str(part)) for part in value]
+    if isinstance(value, bool | dict | list) or isinstance(action.nargs, int):
         raise TypeError
     # by way of text, as on the command line: YAML reads 5e-4 as text, and int() would cut 3.7
-    read: Any = action.type or str
     made = read(str(value))
     if action.choices is not None and made not in action.choices:
         raise ValueError
@@ -235,6 +250,8 @@ def _wanted(action: argparse.Action) -> str:
         wanted = f"is one of {', '.join(map(str, action.choices))}"
     elif isinstance(action.default, dict):
         wanted = "is a mapping of names to values"
+    elif isinstance(action.nargs, int):
+        wanted = f"is a list of {action.nargs} values"
     else:
         wanted = f"is of type {action.type.__name__ if isinstance(action.type, type) else 'text'}"
     return wanted if action.default is None else f"{wanted}; leave the line out for the default, {action.default}"

@@ -124,7 +124,8 @@ def test_flags_of_the_methods_come_from_their_signatures(toy_method):
     add_method_settings(p)
     shown = " ".join(p.format_help().split())
     assert "A ratio, 100 % at most. Default: 0.5 (toy)." in shown
-    assert "0.07 (mocov1), 0.3 (toy)." in shown and "Default: 128." in shown
+    assert "0.07 (mocov1), 0.5 (simclr), 0.3 (toy)." in shown
+    assert "Default: 128 (simco, simmoco, mocov1, mocov2, simclr, dcl, toy), 2048 (simsiam)." in shown
     args = p.parse_args(["--ratio", "0.7", "--shout", "--queue-size", "64", "--no-symmetric"])
     assert (args.ratio, args.shout, args.queue_size, args.symmetric, args.temperature) == (0.7, True, 64, False, None)
 

@@ -248,7 +248,7 @@ def _describe_input(model: ContrastiveModel, image_size: int | None) -> None:
         cfg["input_size"] = (3, image_size, image_size)
     small = cfg["input_size"][-1] <= 64
     cfg = {"crop_pct": 1.0 if small else 0.875, "crop_mode": "center", "interpolation": "bicubic", **cfg}
-    model.backbone.pretrained_cfg = model.backbone.default_cfg = {**cfg, "num_classes": 0}
+    model.set_pretrained_cfg({**cfg, "num_classes": 0})
 
 
 def main(argv: list[str] | None = None) -> int:

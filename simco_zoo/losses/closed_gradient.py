@@ -334,4 +334,6 @@ def _is_infinite(temperature: Temperature) -> bool:
 
 def _version(tensor: Any) -> int | None:
     """Returns how often a tensor was changed in place, None if nobody counts."""
+    if torch.compiler.is_compiling():  # a graph break, and a compiled backward pass has no second derivatives
+        return None
     return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else None

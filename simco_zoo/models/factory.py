@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import timm
 from timm.models import parse_model_name, split_model_name_tag
@@ -21,7 +22,7 @@ from simco_zoo.hub.weights import (
 )
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
-from simco_zoo.models.methods import METHODS, method_arguments
+from simco_zoo.models.methods import METHODS, method_arguments, not_an_argument
 from simco_zoo.models.request import ModelSpec, agree, parse_request
 
 
@@ -144,7 +145,10 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         return _feature_maps(spec, loaded, timm_weights)
 
     def build_backbone() -> Any:
-        return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
+        try:
+            return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
+        except TypeError as error:
+            raise not_an_argument(error, METHODS[spec.method].cls, spec.arguments) or error from None
 
     if loaded is None:
         backbone = build_backbone()
@@ -156,23 +160,23 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
             raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
     model = METHODS[spec.method].cls(backbone, **method_arguments)
     if loaded is not None and loaded.projector is not None:
-        load_projector(model.projector, loaded)
+        load_projector(model.head, loaded)
     elif loaded is not None:
-        model.missing_projector = f"{loaded.found.origin} has no projector"
+        model.set_missing_projector(f"{loaded.found.origin} has no projector")
     cfg = dict(backbone.pretrained_cfg)
     tag = cfg.get("tag")
     if loaded is not None:
-        model.loaded_from = loaded.name
+        model.set_loaded_from(loaded.name)
     elif timm_weights:
         named = f"{spec.architecture}.{tag}" if tag else spec.architecture
-        model.loaded_from = f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else named
+        model.set_loaded_from(f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else named)
     if loaded is None:
         cfg.pop("tag", None)  # it is the tag of other weights than this model's
     if "in_chans" in build:
         cfg["input_size"] = (build["in_chans"], *cfg["input_size"][1:])
-    backbone.pretrained_cfg = backbone.default_cfg = cfg
-    model.architecture = spec.architecture
-    model.model_args = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
+    model.set_pretrained_cfg(cfg)
+    kept = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
+    model.set_architecture(spec.architecture, kept)
     return model
 
 
@@ -208,10 +212,18 @@ def _check_method_config(loaded: LoadedWeights) -> None:
 
 
 def _has_type(value: Any, annotation: Any) -> bool:
-    types = getattr(annotation, "__args__", None) or (annotation,)
-    if isinstance(value, bool):
-        return bool in types
-    return isinstance(value, types) or (isinstance(value, int) and float in types)
+    """Whether a value of JSON is of an argument's type: plain, a Literal, a tuple (a list in JSON), or a union."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        fits = isinstance(value, list) and len(value) == len(parts)
+        return fits and all(_has_type(v, part) for v, part in zip(value, parts, strict=True))
+    if isinstance(value, bool) or not isinstance(annotation, type):
+        return annotation in (bool, Any)
+    return isinstance(value, annotation) or (annotation is float and isinstance(value, int))
 
 
 def _fitting_names(spec: ModelSpec, loaded: LoadedWeights) -> str:

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 from simco_zoo.models.contrastive import ContrastiveModel
 from simco_zoo.models.moco import MoCo, MoCoV1
 from simco_zoo.models.signatures import argument_help, method_arguments, unknown_argument
+from simco_zoo.models.simclr import DCL, SimCLR
 from simco_zoo.models.simco import SimCo
 from simco_zoo.models.simmoco import SimMoCo
+from simco_zoo.models.simsiam import SimSiam
 
 __all__ = [
     "METHODS",
@@ -25,6 +27,7 @@ __all__ = [
     "method_arguments",
     "method_of",
     "method_title",
+    "not_an_argument",
     "register_method",
     "split_arguments",
 ]
@@ -55,12 +58,18 @@ _SIMCO_PAPER = (
 )
 _MOCOV1_PAPER = '"Momentum Contrast for Unsupervised Visual Representation Learning" (CVPR 2020, arXiv:1911.05722)'
 _MOCOV2_PAPER = '"Improved Baselines with Momentum Contrastive Learning" (2020, arXiv:2003.04297)'
+_SIMCLR_PAPER = '"A Simple Framework for Contrastive Learning of Visual Representations" (ICML 2020, arXiv:2002.05709)'
+_DCL_PAPER = '"Decoupled Contrastive Learning" (ECCV 2022, arXiv:2110.06848)'
+_SIMSIAM_PAPER = '"Exploring Simple Siamese Representation Learning" (CVPR 2021, arXiv:2011.10566)'
 
 METHODS: dict[str, Method] = {
     "simco": Method("simco", SimCo, "SimCo", _SIMCO_PAPER),
     "simmoco": Method("simmoco", SimMoCo, "SimMoCo", _SIMCO_PAPER),
     "mocov1": Method("mocov1", MoCoV1, "MoCo v1", _MOCOV1_PAPER),
     "mocov2": Method("mocov2", MoCo, "MoCo v2", _MOCOV2_PAPER),
+    "simclr": Method("simclr", SimCLR, "SimCLR", _SIMCLR_PAPER),
+    "dcl": Method("dcl", DCL, "DCL", _DCL_PAPER),
+    "simsiam": Method("simsiam", SimSiam, "SimSiam", _SIMSIAM_PAPER),
 }
 _BUILT_IN = frozenset(METHODS)
 
@@ -162,3 +171,20 @@ def split_arguments(cls: type[ContrastiveModel], arguments: dict[str, Any]) -> t
             raise ValueError(unknown_argument(name, cls.method, known, owners))
     own = {name: value for name, value in arguments.items() if name in known}
     return own, {name: value for name, value in arguments.items() if name not in known}
+
+
+def not_an_argument(error: TypeError, cls: type[ContrastiveModel], arguments: dict[str, Any]) -> ValueError | None:
+    """Turns a backbone's complaint about an argument into a sentence that names what was meant.
+
+    Args:
+        error: What building the backbone raised.
+        cls: The method's class.
+        arguments: What was passed on to the backbone.
+
+    Returns:
+        The error to raise, None if ``error`` is not about one of the arguments.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None or found[1] not in arguments:
+        return None
+    return ValueError(unknown_argument(found[1], cls.method, method_arguments(cls), {}))

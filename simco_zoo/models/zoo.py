@@ -1,4 +1,4 @@
-"""The zoo's names, registered with timm: the backbones of SimCo, SimMoCo and MoCo with the small-image stem.
+"""The zoo's names, registered with timm: the backbones of all methods with the small-image stem.
 
 timm builds the bare backbone from these; ``simco_zoo.create_model`` puts method and head around the same backbone. All
 methods share one architecture for a size: their names differ in the weights that they load.
@@ -17,8 +17,11 @@ from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 
 __all__: list[str] = []  # register_model adds the names
 
-_METHODS = ("simco", "simmoco", "mocov1", "mocov2")
-_ARCHITECTURES = [f"{method}_{size}" for method in _METHODS for size in ("r18_025", "r18", "r34", "r50")]
+_SIZES = {
+    **dict.fromkeys(("simco", "simmoco", "mocov1", "mocov2"), ("r18_025", "r18", "r34", "r50")),
+    **dict.fromkeys(("simclr", "dcl", "simsiam"), ("r18_025", "r18")),
+}
+_ARCHITECTURES = [f"{method}_{size}" for method, sizes in _SIZES.items() for size in sizes]
 
 
 def _published_cfgs() -> dict[str, dict[str, Any]]:
@@ -150,3 +153,39 @@ def mocov2_r34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def mocov2_r50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with the small-image stem (23.5 M parameters), for MoCo v2."""
     return _resnet50("mocov2_r50", pretrained, **kwargs)
+
+
+@register_model
+def simclr_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for SimCLR: trains on a CPU."""
+    return _resnet18_quarter("simclr_r18_025", pretrained, **kwargs)
+
+
+@register_model
+def simclr_r18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with the small-image stem (11.2 M parameters), for SimCLR."""
+    return _resnet18("simclr_r18", pretrained, **kwargs)
+
+
+@register_model
+def dcl_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for DCL: trains on a CPU."""
+    return _resnet18_quarter("dcl_r18_025", pretrained, **kwargs)
+
+
+@register_model
+def dcl_r18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with the small-image stem (11.2 M parameters), for DCL."""
+    return _resnet18("dcl_r18", pretrained, **kwargs)
+
+
+@register_model
+def simsiam_r18_025(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a quarter of its width (0.70 M parameters), for SimSiam: trains on a CPU."""
+    return _resnet18_quarter("simsiam_r18_025", pretrained, **kwargs)
+
+
+@register_model
+def simsiam_r18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with the small-image stem (11.2 M parameters), for SimSiam."""
+    return _resnet18("simsiam_r18", pretrained, **kwargs)

@@ -98,7 +98,7 @@ def save_pretrained(
         raise ValueError("the model does not say how its backbone is built; make it with simco_zoo.create_model.")
     tensors = {MODEL_FILE: _tensors(model.backbone, half)}
     if projector:
-        tensors[PROJECTOR_FILE] = _tensors(model.projector, half)
+        tensors[PROJECTOR_FILE] = _tensors(model.head, half)
     files = {name: safetensors.torch.save(t, metadata={"format": "pt"}) for name, t in tensors.items()}
 
     tag = tag or model.pretrained_cfg.get("tag")
@@ -108,7 +108,7 @@ def save_pretrained(
     config["simco_zoo"] = {
         "method": model.method,
         "method_config": model.method_config(),
-        "loss": {} if (recipe or {}).get("converted_from") else _loss(model),  # it is not in a checkpoint
+        "loss": {} if (recipe or {}).get("converted_from") else model.loss_config(),  # it is not in a checkpoint
         "recipe": recipe or {},
         "data": data or {},
         "metrics": metrics or {},
@@ -245,13 +245,6 @@ def label_entries(names: Sequence[str] | None, num_classes: int) -> dict[str, An
     if len(names) != num_classes:
         raise ValueError(f"label_names has {len(names)} names, but the model has {num_classes} classes.")
     return {"label_names": list(names), "id2label": {str(i): name for i, name in enumerate(names)}}
-
-
-def _loss(model: ContrastiveModel) -> dict[str, Any]:
-    dt_m = getattr(model, "dt_m", None)
-    if dt_m is None:
-        return {"name": "InfoNCE", "temperature": model.temperature}
-    return {"name": "dual temperature", "tau_alpha": model.temperature, "tau_beta": dt_m * model.temperature}
 
 
 def _versions() -> dict[str, str]:

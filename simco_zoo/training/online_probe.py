@@ -26,7 +26,7 @@ class OnlineProbe:
     query encoder, where the official code runs an extra forward of view 2 for its classifier.
 
     Args:
-        model: The model, on its device; its ``contrast`` reports the features from now on.
+        model: The model, on its device.
         classes: Number of classes.
         config: Settings of the run.
         phase: Which steps, for the schedule.
@@ -43,7 +43,6 @@ class OnlineProbe:
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=LR, momentum=0.9)
         self.config = config
         self.set_phase(phase, 0)
-        model.report_features = True
 
     def set_phase(self, phase: Phase, step: int) -> None:
         """Gives the probe the schedule of a phase of the run, at a step of it."""

@@ -21,6 +21,7 @@ from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.models.contrastive import known_options, takes_more_views
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.models.signatures import method_arguments
@@ -140,6 +141,12 @@ def check(
         raise ValueError("sync_bn joins what bn_splits parts; choose one of them.")
     if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
         raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
+    if config.online_linear and not known_options(model, {"report_features": True}):
+        raise ValueError(f"online_linear needs features, but contrast of {model.method} takes no report_features.")
+    if config.views_per_image > 2 and not takes_more_views(model):
+        raise ValueError(
+            f"views_per_image is {config.views_per_image}, but contrast of {model.method} takes two views."
+        )
     if config.freeze_patch_embed and getattr(model.backbone, "patch_embed", None) is None:
         raise ValueError(f"{model.architecture} has no patch embedding; leave freeze_patch_embed out.")
     for side in {images.image_size, *(side for side, _ in parse_sizes(config.sizes or f"{images.image_size}:1"))}:
@@ -205,14 +212,12 @@ class Pretraining(Trainer):
         seed_all(config.seed + rank())  # drop path draws from the global generators; other images, other draws
         super().__init__(model, images, config, device)
         self.config = config
-        if isinstance(model, MomentumModel):
-            model.init_key_encoder()
         if config.sync_bn:
             convert_sync_batchnorm(model)
+        if isinstance(model, MomentumModel):
+            model.init_key_encoder()
         if config.freeze_patch_embed:
             model.backbone.patch_embed.requires_grad_(False)
-        # the queue is the same on all processes, so it takes the keys of all
-        model.across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
         self._describe_views(tag)
         self.build_optimizer(model, config)
         # a classifier takes no part
@@ -241,7 +246,7 @@ class Pretraining(Trainer):
         }
         preset = PRESETS[config.views]
         cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
-        model.backbone.pretrained_cfg = {**cfg, **({"tag": tag} if tag else {})}
+        model.set_pretrained_cfg({**cfg, **({"tag": tag} if tag else {})})
         self.describe_input(
             mean=tuple(preset.mean), std=tuple(preset.std), interpolation="bicubic", num_classes=model.num_classes
         )
@@ -259,27 +264,25 @@ class Pretraining(Trainer):
         parts = batch.chunk(self.config.accumulate)
         for part, images in enumerate(parts):
             views = self.views[self._side()](images, generator=generator, share=(rank(), world_size()))
-            if isinstance(self.model, MomentumModel):
-                self.model.hold_key_encoder = part > 0  # the query encoder has not moved since
-            report = self._backward(views, generator, parts=len(parts), last=part == len(parts) - 1)
+            # after the first part the query encoder has not moved, so the key encoder does not either
+            options = {"generator": generator, "hold_key_encoder": part > 0}
+            report = self._backward(views, options, parts=len(parts), last=part == len(parts) - 1)
             if probe is not None:
                 assert labels is not None
                 probe.step(report.pop("features"), labels.chunk(len(parts))[part], self.state.step + 1)
             # cloned: the next forward of a captured CUDA graph writes to the same place
             reports.append({name: value.detach().clone() for name, value in report.items()})
-        if isinstance(self.model, MomentumModel):
-            self.model.hold_key_encoder = False
         self.update_weights()
         return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
 
     def _backward(
-        self, views: tuple[Tensor, ...], generator: torch.Generator, parts: int, last: bool
+        self, views: tuple[Tensor, ...], options: dict[str, Any], parts: int, last: bool
     ) -> dict[str, Tensor]:
         """Adds the gradient of the views' loss, divided by the number of parts, and returns what contrast reports."""
         synchronized = last or not isinstance(self.contrast, DistributedDataParallel)
         with nullcontext() if synchronized else self.contrast.no_sync():  # type: ignore[operator]
             with self.autocast():
-                report: dict[str, Tensor] = self.contrast(*views, generator=generator)
+                report: dict[str, Tensor] = self.contrast(*views, **options)
             self.scaler.scale(report["loss"] / parts).backward()
         return report
 
@@ -400,6 +403,9 @@ class _Contrast(nn.Module):
         super().__init__()
         self.model = model
         self.loss = torch.compile(model.contrast, mode=config.compile_mode) if config.compile else model.contrast
+        # the queue is the same on all processes, so it takes the keys of all
+        across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
+        self.options = {"across_processes": across_processes, "report_features": config.online_linear}
 
-    def forward(self, *views: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.loss(*views, generator=generator)
+    def forward(self, *views: Tensor, **options: Any) -> dict[str, Tensor]:
+        return self.loss(*views, **known_options(self.model, {**self.options, **options}))

@@ -83,7 +83,7 @@ class Trainer(ABC):
         """Writes into the model what it is trained on, so that everyone who loads it prepares images alike."""
         size = self.images.image_size
         cfg = {**self.model.pretrained_cfg, "input_size": (3, size, size), "crop_pct": 1.0, **entries}
-        self.model.backbone.pretrained_cfg = self.model.backbone.default_cfg = cfg
+        self.model.set_pretrained_cfg(cfg)
 
     def autocast(self) -> torch.autocast:
         """Returns the context in which the network computes."""

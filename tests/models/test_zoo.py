@@ -11,6 +11,7 @@ from torch import nn
 import simco_zoo
 
 NAMES = [f"{m}_{s}" for m in ("mocov1", "mocov2", "simco", "simmoco") for s in ("r18", "r18_025", "r34", "r50")]
+NAMES += [f"{m}_{s}" for m in ("simclr", "dcl", "simsiam") for s in ("r18", "r18_025")]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

@@ -86,7 +86,7 @@ def test_a_step_is_sgd_on_the_features_of_the_query_views(method, joint_bn):
     weight, bias = (before[name].double().requires_grad_() for name in ("weight", "bias"))
     loss = F.cross_entropy(features.double() @ weight.T + bias, truth)
     loss.backward()
-    report = network.contrast(view1, view2)
+    report = network.contrast(view1, view2, report_features=True)
     assert probe.step(report["features"], labels, 1).item() == pytest.approx(loss.item(), rel=1e-5)
     moved = probe.classifier.state_dict()
     for name, parameter in (("weight", weight), ("bias", bias)):

@@ -43,7 +43,8 @@ def test_a_step_asks_the_device_for_no_value(method, symmetric):
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(8, 3, 40, 40, dtype=torch.uint8, device="meta")
     for step in (1, 2):
-        report = model.contrast(*TwoViews("imagenet", size=32)(images, generator=generator), generator=generator)
+        views = TwoViews("imagenet", size=32)(images, generator=generator)
+        report = model.contrast(*views, generator=generator, report_features=True)
         optimizer.zero_grad(set_to_none=True)
         report["loss"].backward()
         probe.step(report.pop("features"), torch.empty(8, dtype=torch.long, device="meta"), step)
@@ -76,7 +77,7 @@ def test_a_compiled_contrast_is_the_same(method):
         contrast = torch.compile(model.contrast, backend="aot_eager") if compile else model.contrast
         losses = []
         for step in (1, 2):
-            report = contrast(view1, view2)
+            report = contrast(view1, view2, report_features=True)
             report["loss"].backward()
             losses.append(report["loss"].detach())
             losses.append(probe.step(report["features"], torch.tensor([0, 1, 2, 0, 1, 2]), step))

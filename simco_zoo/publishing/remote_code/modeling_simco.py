@@ -23,7 +23,7 @@ _STAGES: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 _NAMES = [
     f"{method}_{size}{width}"
-    for method in ("simco", "simmoco", "mocov1", "mocov2")
+    for method in ("simco", "simmoco", "mocov1", "mocov2", "simclr", "dcl", "simsiam")
     for size in _STAGES
     for width in _WIDTHS
 ]
