@@ -133,16 +133,17 @@ def _title(config: dict[str, Any]) -> str:
 def _summary(config: dict[str, Any]) -> str:
     section = config["simco_zoo"]
     method, kind, recipe = method_title(section["method"]), kind_of(config), section["recipe"]
-    on = f" on {section['data']['name']}" if section["data"].get("name") else ""
+    name = section["data"].get("name")
+    on, labels = (f" on {name}", f"the labels of {name}") if name else ("", "labels")
     backbone, start = backbone_name(config), recipe.get("started_from") or recipe.get("finetuned_from")
     start = str(start).removeprefix("hf-hub:")
     text = {
         "pretrained": f"A {backbone}, trained by {method}{on} without labels.",
         "fine-tuned": f"A {backbone} that was pretrained without labels by {method} ({start}) and then fine-tuned with "
-        f"labels{on}, backbone and classifier together.",
+        f"{labels}, backbone and classifier together.",
         "probe": f"A {backbone} that was pretrained without labels by {method} ({start}), with a linear classifier "
-        f"trained with labels{on}. The backbone stayed as it was.",
-        "from scratch": f"A {backbone}, trained with labels{on} from random weights, without pretraining.",
+        f"trained with {labels}. The backbone stayed as it was.",
+        "from scratch": f"A {backbone}, trained with {labels} from random weights, without pretraining.",
         "converted": f"A {backbone}, converted from a {recipe.get('converted_from')} checkpoint. What it was trained "
         "with is not in the checkpoint"
         + (f"; it was declared as {method}." if recipe.get("declared_method", True) else "."),
