@@ -12,6 +12,7 @@ import simco_zoo
 from simco_zoo.arguments import add_import, place
 from simco_zoo.cli.run import build_command
 from simco_zoo.data import ImageData, load_splits
+from simco_zoo.data.datasets import VAL_FRACTION
 from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation import extract_features
@@ -50,7 +51,7 @@ def add_splits(parser: Any, test_help: str = "name of the test split") -> None:
     parser.add_argument("--train-split", default="train", help="name of the training split")
     parser.add_argument("--test-split", default="test", help=test_help)
     text = "share of each class that is held out for testing if there is no test split"
-    parser.add_argument("--val-fraction", type=float, default=0.2, metavar="SHARE", help=text)
+    parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION, metavar="SHARE", help=text)
 
 
 def add_views(parser: Any) -> None:
