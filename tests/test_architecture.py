@@ -7,6 +7,7 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ FILES["hubconf"] = ROOT / "hubconf.py"
 
 
 def imports_of(module: str) -> Iterator[tuple[str, str | None, int]]:
-    """Yields (module, imported name or None, line) of each import of our own files, wherever in the file it stands."""
-    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+    """Yields (module, imported name or None, line) of each import of our own files that is run, wherever it stands."""
+    for node in walk(tree_of(module)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from ((found, None, node.lineno) for found in [resolve(alias.name)] if found)
@@ -51,6 +52,19 @@ def imports_of(module: str) -> Iterator[tuple[str, str | None, int]]:
                     yield whole, None, node.lineno
                 elif resolve(node.module or "") is not None:
                     yield resolve(node.module or "") or "", alias.name, node.lineno
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Walks a tree, but not into what only a type checker reads."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield from walk(child)
 
 
 def resolve(name: str) -> str | None:
@@ -86,7 +100,7 @@ def test_no_private_name_of_another_file(module):
         )
     ]
     aliases = aliases_of(module)
-    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(module)):
         reached = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
         if reached and is_private(node.attr):
             wrong.append(f"{FILES[module].relative_to(ROOT)}:{node.lineno} uses {node.value.id}.{node.attr}")
@@ -100,7 +114,7 @@ def is_private(name: str) -> bool:
 def aliases_of(module: str) -> set[str]:
     """Returns the names by which a file calls modules of ours."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ImportFrom):
             found |= {a.asname or a.name for a in node.names if resolve(f"{node.module}.{a.name}")}
     return found

@@ -86,6 +86,7 @@ def test_extract(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"count": 3, "dim": 128, "skipped": 1, "output": str(tmp_path / "f.npz")}
     assert "skipped broken.jpg" in printed.err
+    assert "images are seen at 32 px, the model's own side (--image-size takes another)" in printed.err
     with np.load(tmp_path / "f.npz") as file:
         assert file["features"].shape == (3, 128) and file["names"].tolist() == ["0.jpg", "1.jpg", "2.jpg"]
     assert main([*call, "--output", str(tmp_path / "f.txt")]) == 2
@@ -115,13 +116,8 @@ def test_import_brings_in_nothing_heavy():
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {
-        "__init__",
-        "__main__",
-        "console",
-        "run",
-        "sources",
-    }
+    helpers = {"__init__", "__main__", "console", "evaluate", "run", "sources"}
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - helpers
     assert files == {*NAMES} and all(f"  {name} " in shown for name in NAMES)
     assert main(["pretrian"]) == 2
     assert "no command 'pretrian'; did you mean pretrain?" in capsys.readouterr().err

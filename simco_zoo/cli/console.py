@@ -24,6 +24,8 @@ COMMANDS = {
     },
     "Use": {
         "extract": "write the features of images to a file",
+        "search": "find the images most similar to a photo, or near-duplicates",
+        "predict": "classify images with a fine-tuned model",
         "quickstart": "see it work offline in two minutes: load, extract, compare, train, draw",
     },
     "Models": {

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from simco_zoo.arguments import add_config, add_settings, local_path, read_settings, write_settings
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import add_images, add_model, add_splits, load_labeled
+from simco_zoo.cli.sources import add_images, add_model, add_splits, describe, load_labeled, load_model, say_side
+from simco_zoo.data.transforms import input_config
+from simco_zoo.distributed import init_distributed, pick_device
 from simco_zoo.training import FinetuneConfig, Interrupted, finetune
 
 
@@ -40,9 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     add_settings(parser.add_argument_group("training"), FinetuneConfig)
     args, config = read_settings(parser, FinetuneConfig, argv)
 
-    model, images, test_images = load_labeled(args, args.image_size)
+    init_distributed(pick_device(args.device))
+    model = load_model(args)
+    print(f"{describe(args)} on {args.dataset}: {args.train_split} -> {args.test_split}")
+    print(say_side(model, args.image_size), flush=True)
+    images, test_images = load_labeled(args, image_size=args.image_size or input_config(model)["input_size"][-1])
     dataset = Path(args.dataset).name
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
+    untrained = "-untrained" if args.weights == "none" else ""
+    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + untrained
     output = args.output or Path("runs") / f"finetune-{name}-{dataset}"
     print(
         f"{len(images)} labeled images of {images.image_size} px, {images.skipped or 'none'} skipped; output: {output}"

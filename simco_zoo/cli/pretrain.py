@@ -36,7 +36,7 @@ from simco_zoo.arguments import (
     write_settings,
 )
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import add_images, add_val_fraction, source_options
+from simco_zoo.cli.sources import add_images, add_splits, columns
 from simco_zoo.data import ImageData, load_splits, stream_images
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, world_size
@@ -60,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("data")
     add_images(data)
-    data.add_argument("--train-split", default="train", help="name of the training split")
-    data.add_argument("--test-split", default="test", help="split for the kNN accuracy, or none to go without")
-    add_val_fraction(data)
+    add_splits(data, test_help="split for the kNN accuracy, or none to go without")
     data.add_argument("--image-size", type=int, metavar="PX", help="side in pixels; default: the images' own")
     data.add_argument("--streaming", action="store_true", help="read the data set as it comes (needs --image-size)")
     text = "images per epoch; default: as many as the stream says that it has"
@@ -103,24 +101,23 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> Contr
     )
 
 
+def load(args: argparse.Namespace) -> tuple[ImageData | StreamedImages, ImageData | None]:
+    """Returns the images to train on and, if they have labels, those for the kNN accuracy."""
+    if not args.streaming:
+        splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
+        return load_splits(args.dataset, image_size=args.image_size, **splits, **columns(args))
+    if args.image_size is None:
+        raise ValueError("a stream's images are not looked at beforehand; say what size they get with --image-size.")
+    options = {name: getattr(args, name) for name in ("image_column", "dataset_config", "revision")}
+    length = args.epoch_images
+    return stream_images(args.dataset, args.train_split, image_size=args.image_size, length=length, **options), None
+
+
 def main(argv: list[str] | None = None) -> int:
     import_first(argv)
     args, config = read_settings(build_parser(), TrainingConfig, argv)
     init_distributed(pick_device(config.device))
-    test_images = None
-    images: ImageData | StreamedImages
-    if args.streaming:
-        if args.image_size is None:
-            raise ValueError(
-                "a stream's images are not looked at beforehand; say what size they get with --image-size."
-            )
-        options = {name: value for name, value in source_options(args).items() if name != "label_column"}
-        options.update(image_size=args.image_size, length=args.epoch_images)
-        images = stream_images(args.dataset, args.train_split, **options)
-    else:
-        splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
-        load = {"image_size": args.image_size, "limit": args.limit, **source_options(args)}
-        images, test_images = load_splits(args.dataset, **splits, **load)
+    images, test_images = load(args)
 
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(args, images.image_size, len(images))

@@ -21,6 +21,7 @@ from simco_zoo.arguments import local_path
 from simco_zoo.cli.run import build_command
 from simco_zoo.data import ImageData, load_images, normalize
 from simco_zoo.evaluation import extract_features, knn
+from simco_zoo.report.charts import draw_bars
 from simco_zoo.report.pictures import draw_map, draw_neighbors, pick_images
 from simco_zoo.training import pretrain
 
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         epochs=args.epochs,
         batch_size=min(256, len(images)),
         lr=0.06,
-        knn_every=2,
+        knn_every=1,
         linear=False,
         tag="photos",
     )
@@ -96,15 +97,22 @@ def main(argv: list[str] | None = None) -> int:
         test_features,
         rows=pick_images(test_images, 16),  # one of each photograph
         blocks=2,
-        title="Queries (test patches) and their five nearest training patches; red: from another photograph",
+        title=f"Test patches and their five nearest training patches by {MODEL}; red: from another photograph",
     )
     title = f"Features of {len(test_images)} test patches by the shipped {MODEL} (t-SNE)"
     draw_map(args.output / "map.png", test_images, test_features, title=title)
 
+    draw_bars(
+        args.output / "knn.png",
+        top1,
+        highlight=list(top1)[2:],
+        title=f"kNN on {len(test_images)} test patches of the built-in photographs",
+    )
+
     print(f"\n{'features':<28}kNN top-1 on photos (%)")
     for name, value in top1.items():
         print(f"{name:<28}{value:>6.1f}")
-    print(f"\npictures: {args.output / 'neighbors.png'}, {args.output / 'map.png'}")
+    print(f"\npictures: {', '.join(str(args.output / f'{name}.png') for name in ('neighbors', 'map', 'knn'))}")
     print(f"load what was trained: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
     seconds = round(time.perf_counter() - began, 1)
     print(json.dumps({"knn_top1": top1, "folder": str(folder), "seconds": seconds}))

@@ -14,9 +14,14 @@ from simco_zoo.cli.run import build_command
 from simco_zoo.data import ImageData, load_splits
 from simco_zoo.data.datasets import VAL_FRACTION
 from simco_zoo.data.transforms import input_config
-from simco_zoo.distributed import init_distributed, pick_device
+from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation import extract_features
 from simco_zoo.models import ContrastiveModel
+
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# arguments of load_images and stream_images that are flags
+COLUMNS = ("image_column", "label_column", "dataset_config", "revision")
 
 
 def add_model(parser: Any) -> None:
@@ -29,29 +34,33 @@ def add_model(parser: Any) -> None:
 
 
 def add_images(parser: Any, flag: str = "--dataset", **options: Any) -> None:
-    """Adds which images: ``--dataset`` (or another flag), ``--image-column``, ``--label-column``, ``--limit``."""
+    """Adds which images: ``--dataset`` (or another flag), ``--image-column``, ``--label-column``, ``--limit``..."""
     options = options or {"default": "photos"}
-    text = "folder, data set of the Hub, or photos (built in)"
+    text = "folder, archive, data set of the Hub, or photos (built in)"
     parser.add_argument(flag, type=place, metavar="FOLDER|NAME", help=text, **options)
     text = "column of the {0} in a table of images; default: {1}"
     parser.add_argument("--image-column", help=text.format("images", "the only one of images"))
-    parser.add_argument("--label-column", help=text.format("labels", "label or the only one of classes"))
-    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a data set that has several")
-    parser.add_argument("--revision", help="branch, tag or commit of a data set of the Hub; default: its newest")
+    parser.add_argument("--label-column", help=text.format("labels", "label, or the only one of classes"))
+    parser.add_argument("--dataset-config", help="configuration of a data set of the Hub that has several")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set of the Hub; default: its main branch")
     parser.add_argument("--limit", type=int, metavar="IMAGES", help="use at most that many of each split; default: all")
 
 
-def add_splits(parser: Any) -> None:
+def add_splits(parser: Any, test_help: str = "name of the test split") -> None:
     """Adds which splits: ``--train-split``, ``--test-split``, ``--val-fraction``."""
     parser.add_argument("--train-split", default="train", help="name of the training split")
-    parser.add_argument("--test-split", default="test", help="name of the test split")
-    add_val_fraction(parser)
-
-
-def add_val_fraction(parser: Any) -> None:
-    """Adds ``--val-fraction``."""
-    text = "share of each class that is held out if the images have no test split"
+    parser.add_argument("--test-split", default="test", help=test_help)
+    text = "share of each class that is held out for testing if there is no test split"
     parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION, metavar="SHARE", help=text)
+
+
+def add_views(parser: Any) -> None:
+    """Adds how a model sees images: ``--image-size``, ``--flip``, ``--amp``."""
+    text = "side in pixels to which images are brought; default: the model's own"
+    parser.add_argument("--image-size", type=int, metavar="PX", help=text)
+    text = "also take the mean of the features of each image and of its mirror image"
+    parser.add_argument("--flip", action="store_true", help=text)
+    parser.add_argument("--amp", choices=AMP, default="none", help="precision of the forward")
 
 
 def add_device(parser: Any) -> None:
@@ -68,7 +77,8 @@ def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     add_model(what)
     add_images(what)
     add_splits(what)
-    how = parser.add_argument_group("computing")
+    how = parser.add_argument_group("features")
+    add_views(how)
     add_device(how)
     how.add_argument("--seed", type=int, default=0, help="seed of the untrained network's weights")
     return parser
@@ -76,56 +86,68 @@ def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 def load_model(args: argparse.Namespace) -> ContrastiveModel:
     """Returns the model with its weights, or untrained and seeded."""
-    torch.manual_seed(args.seed)
+    torch.manual_seed(getattr(args, "seed", 0))
     trained = args.weights != "none"
-    model = simco_zoo.create_model(args.model, pretrained=trained, weights=args.weights if trained else None)
-    state = "trained" if trained else "untrained"
-    print(f"{args.model} ({state}) on {args.dataset}: {args.train_split} -> {args.test_split}", flush=True)
-    return model
+    return simco_zoo.create_model(args.model, pretrained=trained, weights=args.weights if trained else None)
 
 
-def source_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what ``add_images`` asks about the source, as arguments of ``load_images``."""
-    return {name: getattr(args, name) for name in ("image_column", "label_column", "dataset_config", "revision")}
+def describe(args: argparse.Namespace) -> str:
+    """Returns the model, and whether it is trained."""
+    return f"{args.model} ({'untrained' if args.weights == 'none' else 'trained'})"
 
 
-def load_labeled(
-    args: argparse.Namespace, image_size: int | None = None
-) -> tuple[ContrastiveModel, ImageData, ImageData]:
-    """Returns the model and the labeled images of both splits, by default of the size that it was trained on."""
-    init_distributed(pick_device(args.device))
-    model = load_model(args)
-    images, test_images = load_both(args, image_size=image_size or model.pretrained_cfg["input_size"][-1])
-    return model, images, test_images
+def columns(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what ``add_images`` added, as arguments of ``load_images``."""
+    return {name: getattr(args, name) for name in (*COLUMNS, "limit")}
 
 
-def load_both(args: argparse.Namespace, **load: Any) -> tuple[ImageData, ImageData]:
-    """Returns the labeled images of both splits, with the same classes."""
-    splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
+def seen_as(model: ContrastiveModel, image_size: int | None) -> dict[str, Any]:
+    """Returns how a model wants images, as arguments of ``load_images``."""
+    config = input_config(model)
+    size = {"image_size": image_size or config["input_size"][-1]}
+    return {**size, **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation", "mean")}}
+
+
+def say_side(model: ContrastiveModel, image_size: int | None) -> str:
+    """Says at which side a model sees images."""
+    own = input_config(model)["input_size"][-1]
+    if image_size in (None, own):
+        return f"images are seen at {own} px, the model's own side (--image-size takes another)"
+    return f"images are seen at {image_size} px; the model was trained at {own} px"
+
+
+def load_labeled(args: argparse.Namespace, **load: Any) -> tuple[ImageData, ImageData]:
+    """Returns the labeled images of both splits, with one numbering of the classes."""
     images, test_images = load_splits(
-        args.dataset, require_labels=True, limit=args.limit, **splits, **source_options(args), **load
+        args.dataset,
+        train_split=args.train_split,
+        test_split=args.test_split,
+        val_fraction=args.val_fraction,
+        require_labels=True,
+        **columns(args),
+        **load,
     )
     assert test_images is not None  # required
     return images, test_images
 
 
-def extract_splits(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns features (N, D) and labels (N,) of the training split, then of the test split."""
-    device = init_distributed(pick_device(args.device))
-    model = load_model(args)
-    config = input_config(model)
-    load = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation", "mean")}
-    train, test = (
-        extract_features(
-            model,
-            images,
-            args.batch_size,
-            device=device,
-            num_workers=args.workers,
-            progress_bar=True,
-            across_processes=True,
-        )
-        for images in load_both(args, image_size=config["input_size"][-1], **load)
+def extract(args: argparse.Namespace, model: ContrastiveModel, images: ImageData, flip: bool = False) -> Tensor:
+    """Returns the features of images, (N, D), as the flags say."""
+    found = extract_features(
+        model,
+        images,
+        args.batch_size,
+        flip=flip,
+        device=init_distributed(pick_device(args.device)),
+        num_workers=args.workers,
+        amp=AMP[args.amp],
+        progress_bar=True,
+        across_processes=True,
     )
-    assert train.labels is not None and test.labels is not None  # required
-    return train.features, train.labels, test.features, test.labels
+    return found.features
+
+
+def note(text: str) -> None:
+    """Prints a line of what is done, once."""
+    if is_main():
+        print(text, flush=True)

@@ -8,7 +8,7 @@ from simco_zoo.evaluation.diagnostics import (
     off_diagonal_covariance,
     uniformity,
 )
-from simco_zoo.evaluation.export import write_features
+from simco_zoo.evaluation.export import read_features, write_features
 from simco_zoo.evaluation.features import Features, extract_features
 from simco_zoo.evaluation.linear import linear_probe
 from simco_zoo.evaluation.neighbors import knn
@@ -23,6 +23,7 @@ __all__ = [
     "knn",
     "linear_probe",
     "off_diagonal_covariance",
+    "read_features",
     "uniformity",
     "write_features",
 ]

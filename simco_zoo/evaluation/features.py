@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from simco_zoo.data import ImageData, load_images, normalize
 from simco_zoo.data.transforms import input_config, unwrap
 from simco_zoo.distributed import gather_objects, gather_rows, is_main, rank, world_size
+from simco_zoo.evaluation.neighbors import search
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Features:
 
     Attributes:
         features: fp32 (N, D) on the CPU.
-        labels: int64 (N,), or None.
+        labels: int64 (N,), -1 where an image has no label; None if none has.
         names: Name of each image, or None for tensors.
         skipped: (name, reason) of each image that could not be read.
         class_names: Names of the labels, or None.
+        splits: The split of each image, where images of several were taken; otherwise None.
+        info: How the features were made (``model``, ``image_size``, ``flip``...), as far as it is known.
     """
 
     features: Tensor
@@ -34,9 +37,32 @@ class Features:
     names: list[str] | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     class_names: list[str] | None = None
+    splits: list[str] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def search(self, query_features: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+        """Finds the most similar images by cosine similarity; of equally similar ones those with the lower row number.
+
+        Args:
+            query_features: Features (Q, D) of the queries by the same model, or (D,) of a single one.
+            k: How many to find for each query; at most N are found.
+
+        Returns:
+            Row numbers, int64 (Q, k), and similarities in [-1, 1], fp32 (Q, k), the most similar first.
+
+        Raises:
+            ValueError: If the shapes do not match or k is below 1.
+
+        Example:
+            >>> bank = Features(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]))
+            >>> indices, similarities = bank.search(torch.tensor([[0.0, 2.0]]), k=2)
+            >>> indices.tolist()
+            [[2, 1]]
+        """
+        return search(self.features, query_features, k)
 
 
 def extract_features(
@@ -45,6 +71,8 @@ def extract_features(
     batch_size: int = 256,
     *,
     split: str = "train",
+    image_size: int | None = None,
+    flip: bool = False,
     device: str | torch.device | None = None,
     num_workers: int = 0,
     amp: torch.dtype | None = None,
@@ -58,12 +86,15 @@ def extract_features(
 
     Args:
         model: Called on a normalized batch (B, C, H, W), it gives (B, D). If it is timm's or the zoo's and has a
-            classifier, the features are what enters that.
+            classifier, the features are what enters that. DataParallel, torch.compile and the like around it are looked
+            through.
         images: A folder, a data set of the Hub, ``"photos"`` or an ``ImageData`` (brought to the size that the model
             wants, unless it has been loaded already); a ``datasets.Dataset`` or a torch data set of PIL images; a
             uint8 tensor (N, 3, H, W), normalized as the model wants; or a float tensor (N, C, H, W), taken as ready.
         batch_size: Images per forward.
-        split: Which part of a folder or data set.
+        split: Which part of a folder or data set, e.g. "train", "test" or "all".
+        image_size: Side in pixels to which images are brought; None: the model's own.
+        flip: Return the mean of the features of each image and of its mirror image, which takes twice the time.
         device: Where to compute; the model is moved there and stays. None: where the model is.
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast, e.g. ``torch.bfloat16``; None: none.
@@ -77,77 +108,220 @@ def extract_features(
 
     Raises:
         ValueError: If the batch size is below 1, the images cannot be read or are a tensor of another shape or type,
-            or the model gives no vector per image.
+            the model does not say what images it expects, or it gives no vector per image.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("simco_r18_025")
+        >>> features = simco_zoo.extract_features(model, "photos", limit=32)
+        >>> features.features.shape, features.class_names[0]
+        (torch.Size([32, 128]), 'astronaut')
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but has to be at least 1.")
-    # floats are taken as ready, so a model that does not say what it expects can take them
-    config = {} if isinstance(images, Tensor) and images.is_floating_point() else input_config(model)
-    if not isinstance(images, Tensor | ImageData):
-        load.setdefault("image_size", config["input_size"][-1])
-        for name in ("crop_pct", "crop_mode", "interpolation", "mean"):
-            load.setdefault(name, config[name])
-        images = load_images(images, split=split, **load)
+    loaded, config = prepare_images(model, images, split=split, image_size=image_size, **load)
+    batches = iterate_features(
+        model,
+        loaded,
+        batch_size,
+        config=config,
+        flip=flip,
+        device=device,
+        num_workers=num_workers,
+        amp=amp,
+        progress_bar=progress_bar,
+        across_processes=across_processes,
+    )
+    rows, features = zip(*batches, strict=True)
+    return collect(loaded, torch.cat(rows), torch.cat(features), {"flip": flip})
+
+
+def prepare_images(
+    model: nn.Module, images: Any, *, split: str = "train", image_size: int | None = None, **load: Any
+) -> tuple[ImageData | Tensor, dict[str, Any]]:
+    """Loads images as a model wants them, and checks those that are loaded already.
+
+    Args:
+        model: A model of the zoo or of timm.
+        images: What ``extract_features`` takes.
+        split: Which part of a folder or data set.
+        image_size: Side in pixels; None: the model's own.
+        **load: Further arguments of ``load_images``.
+
+    Returns:
+        The images, and timm's data config of the model (empty for float tensors, which are taken as ready).
+
+    Raises:
+        ValueError: As ``extract_features``.
+    """
     if isinstance(images, Tensor):
         _check_tensor(images)
-    if config and (found := images.shape[1] if isinstance(images, Tensor) else 3) != config["input_size"][0]:
+        # taken as ready, so a model that does not say what it expects can take them
+        config = {} if images.is_floating_point() else input_config(model)
+        side, channels = images.shape[-1], images.shape[1]
+    else:
+        config, channels = input_config(model), 3
+        _check_side(model, config, image_size)
+        if not isinstance(images, ImageData):
+            for name in ("crop_pct", "crop_mode", "interpolation", "mean"):
+                load.setdefault(name, config[name])
+            images = load_images(images, split=split, image_size=image_size or config["input_size"][-1], **load)
+        side = images.image_size
+    if image_size is not None and side != image_size:
         raise ValueError(
-            f"the images have {found} channels (N, C, H, W), but the model takes "
+            f"the images are loaded already, at {side} px; load them with image_size={image_size} or leave it out."
+        )
+    if config and channels != config["input_size"][0]:
+        raise ValueError(
+            f"the images have {channels} channels (N, C, H, W), but the model takes "
             f"{config['input_size'][0]}; convert them to a tensor of that many channels."
         )
-    share = images
-    if across_processes and world_size() > 1:
-        size = -(-len(images) // world_size())
-        own = torch.arange(rank() * size, (rank() + 1) * size) % len(images)  # every share has the same length
-        share = images[own] if isinstance(images, Tensor) else images.subset(own)
+    return images, config
 
-    parameter = next(model.parameters(), torch.empty(0))
-    target = torch.device(device) if device is not None else parameter.device
-    model.to(target)
-    inner = unwrap(model)
-    classifies = getattr(inner, "num_classes", 0) and hasattr(inner, "forward_head")
-    pooled = _before_classifier(inner) if classifies else model
+
+def iterate_features(
+    model: nn.Module,
+    images: ImageData | Tensor,
+    batch_size: int = 256,
+    *,
+    config: dict[str, Any],
+    start: int = 0,
+    classify: bool = False,
+    flip: bool = False,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    amp: torch.dtype | None = None,
+    progress_bar: bool = False,
+    across_processes: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields row numbers (n,) and features (n, D), batch by batch, without the images that cannot be read.
+
+    Args:
+        model: As in ``extract_features``.
+        images: What ``prepare_images`` returned.
+        batch_size: Images per forward, of each process.
+        config: What ``prepare_images`` returned.
+        start: Row to start with.
+        classify: Yield the scores of the classifier instead of what enters it.
+        flip: As in ``extract_features``, and so are the others.
+        device: Where to compute.
+        num_workers: Processes that decode images which are not in memory.
+        amp: Type for autocast.
+        progress_bar: Show a progress bar.
+        across_processes: Share the images among the processes; every process gets all features.
+    """
+    forward = build_forward(model, config, device=device, classify=classify, flip=flip, amp=amp)
+    processes = world_size() if across_processes else 1
+    wanted = torch.arange(start, len(images)).split(batch_size * processes)
     batches = tqdm(
-        _batches(share, batch_size, num_workers),
-        total=-(-len(share) // batch_size),
+        _batches(images, [_share(rows, batch_size) for rows in wanted] if processes > 1 else wanted, num_workers),
+        total=len(wanted),
         desc="features",
         unit="batch",
         disable=None if progress_bar and is_main() else True,
     )
-    collected: list[Tensor] = []
-    with evaluating(model), torch.inference_mode(), torch.autocast(target.type, dtype=amp, enabled=amp is not None):
-        for batch in batches:
-            batch = batch.to(target)
-            if batch.dtype == torch.uint8:
-                batch = normalize(batch, config)
-            output = pooled(batch.to(parameter.dtype, memory_format=torch.channels_last))
+    pending: tuple[Tensor, Tensor] | None = None
+    with evaluating(model):
+        for rows, batch in zip(wanted, batches, strict=True):
+            features = forward(batch)
+            features = gather_rows(features)[: len(rows)] if processes > 1 else features
+            kept = _readable(images, rows, processes > 1)
+            if pending is not None:  # one batch late, so that the device has the next one to work on meanwhile
+                yield pending[0], pending[1].cpu()
+            pending = (rows, features) if kept.all() else (rows[kept], features[kept.to(features.device)])
+        if pending is not None:
+            yield pending[0], pending[1].cpu()
+
+
+def build_forward(
+    model: nn.Module,
+    config: dict[str, Any],
+    *,
+    device: str | torch.device | None = None,
+    classify: bool = False,
+    flip: bool = False,
+    amp: torch.dtype | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """Returns a function from a batch of images (B, C, H, W), uint8 or normalized, to features, fp32 (B, D).
+
+    It is meant for use within ``evaluating(model)``. The arguments are those of ``iterate_features``.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    target = torch.device(device) if device is not None else parameter.device
+    model.to(target)
+    inner = unwrap(model)
+    classifies = not classify and bool(getattr(inner, "num_classes", 0)) and hasattr(inner, "forward_head")
+    pooled = _before_classifier(inner) if classifies else model
+
+    @torch.inference_mode()
+    def forward(batch: Tensor) -> Tensor:
+        batch = batch.to(target)
+        if batch.dtype == torch.uint8:
+            batch = normalize(batch, config)
+        batch = batch.to(parameter.dtype, memory_format=torch.channels_last)
+        with torch.autocast(target.type, dtype=amp, enabled=amp is not None):
+            output = pooled(batch)
             if not isinstance(output, Tensor) or output.ndim != 2:
                 raise ValueError("the model gives no vector per image; build it with global_pool='avg'.")
-            collected.append(output.float())
-            if len(collected) > 1:  # one batch late, so that the device has the next one to work on meanwhile
-                collected[-2] = collected[-2].cpu()
-    collected[-1] = collected[-1].cpu()
-    features = torch.cat(collected)
-    if share is not images:
-        features = gather_rows(features)[: len(images)]
+            if flip:
+                output = (output.float() + pooled(batch.flip(-1)).float()) / 2
+        return output.float()
+
+    return forward
+
+
+def collect(images: ImageData | Tensor, rows: Tensor, features: Tensor, info: dict[str, Any]) -> Features:
+    """Returns features with what is known about their images.
+
+    Args:
+        images: What ``prepare_images`` returned.
+        rows: The row of each feature, ascending.
+        features: Features (N, D).
+        info: How they were made.
+    """
     if isinstance(images, Tensor):
-        return Features(features)
-    features, images = _without_damaged(features, images)
-    return Features(features, images.labels, images.names, images.skipped, images.class_names)
-
-
-def _without_damaged(features: Tensor, images: ImageData) -> tuple[Tensor, ImageData]:
-    """Leaves out the images that could not be read when they were decoded, on whichever process."""
-    if images.images is not None:
-        return features, images
-    skipped = dict(entry for part in gather_objects(images.skipped) for entry in part)
-    images.skipped[:] = skipped.items()
-    kept = [row for row, name in enumerate(images.names) if name not in skipped]
-    return (features, images) if len(kept) == len(images) else (features[kept], images.subset(kept))
+        return Features(features, info={"image_size": images.shape[-1], **info})
+    kept = rows.tolist()
+    return Features(
+        features,
+        None if images.labels is None else images.labels[rows],
+        [images.names[row] for row in kept],
+        images.skipped,
+        images.class_names,
+        None if images.splits is None else [images.splits[row] for row in kept],
+        {"image_size": images.image_size, **info},
+    )
 
 
 def _before_classifier(model: Any) -> Callable[[Tensor], Any]:
     return lambda batch: model.forward_head(model.forward_features(batch), pre_logits=True)
+
+
+def _share(rows: Tensor, batch_size: int) -> Tensor:
+    """Returns this process's part of some rows; every part has the same length, so the last one starts anew."""
+    own = torch.arange(rank() * batch_size, (rank() + 1) * batch_size)
+    return rows[own % len(rows)]
+
+
+def _readable(images: ImageData | Tensor, rows: Tensor, across_processes: bool) -> Tensor:
+    """Returns which of some rows could be decoded, on whichever process, bool (n,)."""
+    if isinstance(images, Tensor) or images.images is not None:
+        return torch.ones(len(rows), dtype=torch.bool)
+    if across_processes:
+        images.skipped[:] = dict(entry for part in gather_objects(images.skipped) for entry in part).items()
+    skipped = {name for name, _ in images.skipped}
+    return torch.tensor([images.names[row] not in skipped for row in rows.tolist()])
+
+
+def _check_side(model: nn.Module, config: dict[str, Any], image_size: int | None) -> None:
+    if image_size is None:
+        return
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}, but an image has at least 1 pixel.")
+    own = config["input_size"][-1]
+    cfg = getattr(unwrap(model), "pretrained_cfg", None)
+    if image_size != own and isinstance(cfg, dict) and cfg.get("fixed_input_size"):
+        raise ValueError(f"the model takes images of {own} px only, so leave out image_size={image_size}.")
 
 
 @contextmanager
@@ -174,10 +348,18 @@ def _check_tensor(images: Tensor) -> None:
         raise ValueError(f"images is {images.dtype}; pass uint8 (0-255), or floats that are normalized already.")
 
 
-def _batches(images: ImageData | Tensor, batch_size: int, num_workers: int) -> Iterator[Tensor]:
+def _batches(images: ImageData | Tensor, rows: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
     if isinstance(images, Tensor):
-        yield from images.split(batch_size)
+        for index in rows:
+            yield _rows_of(images, index)
     elif images.images is not None:
-        yield from images.images.split(batch_size)
+        for index in rows:
+            yield _rows_of(images.images, index)
     else:
-        yield from images.batches(torch.arange(len(images)).split(batch_size), num_workers=num_workers)
+        yield from images.batches(rows, num_workers=num_workers)
+
+
+def _rows_of(images: Tensor, index: Tensor) -> Tensor:
+    """Returns rows without a copy where they follow each other."""
+    first, last = int(index[0]), int(index[-1])
+    return images[first : last + 1] if last - first + 1 == len(index) else images[index]

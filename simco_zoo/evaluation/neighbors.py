@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,70 @@ def search(bank: Tensor, queries: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
         return torch.empty(0, k, dtype=torch.long), torch.empty(0, k)
     indices, similarities = (torch.cat(parts) for parts in zip(*found, strict=True))
     return indices, similarities
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images that look alike.
+
+    Attributes:
+        rows: Row numbers, ascending, at least two.
+        similarity: The smallest cosine similarity that connects two of them, at least the threshold.
+    """
+
+    rows: list[int]
+    similarity: float
+
+
+def find_duplicates(features: Tensor, threshold: float = 0.98) -> list[Duplicates]:
+    """Groups rows that are connected by cosine similarities of at least a threshold.
+
+    Args:
+        features: Features (N, D).
+        threshold: Smallest similarity, above 0 and at most 1.
+
+    Returns:
+        The groups, the most similar first. Every row is in at most one.
+
+    Raises:
+        ValueError: If the threshold is out of range.
+
+    Example:
+        >>> [group.rows for group in find_duplicates(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]]), 0.99)]
+        [[0, 2]]
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, but has to be above 0 and at most 1.")
+    unit = F.normalize(features.float(), dim=1)
+    parent = list(range(len(unit)))
+    lowest: dict[int, float] = {}
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    pairs: list[tuple[float, int, int]] = []
+    size = max(1, _SIMILARITIES // max(1, len(unit)))
+    for start in range(0, len(unit), size):
+        similarity = unit[start : start + size] @ unit.T
+        # each pair once, and a rounding error is no difference
+        close = torch.nonzero(similarity >= threshold - 1e-6)
+        close = close[close[:, 1] > close[:, 0] + start]
+        values = similarity[close[:, 0], close[:, 1]].clamp(max=1).tolist()
+        pairs += [(value, row + start, other) for value, (row, other) in zip(values, close.tolist(), strict=True)]
+    # the closest first, so that the one which joins two groups is the weakest link between them
+    for value, row, other in sorted(pairs, key=lambda pair: -pair[0]):
+        first, second = root(row), root(other)
+        if first != second:
+            parent[second] = first
+            lowest[first] = value
+    members: dict[int, list[int]] = {}
+    for row in range(len(unit)):
+        members.setdefault(root(row), []).append(row)
+    groups = [Duplicates(rows, lowest[first]) for first, rows in members.items() if len(rows) > 1]
+    return sorted(groups, key=lambda group: (-group.similarity, group.rows))
 
 
 def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor, test_labels: Tensor) -> None:

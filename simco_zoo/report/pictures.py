@@ -22,27 +22,40 @@ _CELL = 112  # pixels of an image in a grid, at most
 
 
 def pick_images(images: ImageData, count: int, seed: int = 0) -> list[int]:
-    """Picks images to look at, of as many classes as possible.
+    """Picks images to look at, of as many classes as possible, and with something to see on them.
+
+    Of images in memory, those with little contrast come last: a gray patch shows nothing.
 
     Args:
         images: With labels or without.
         count: How many, at most as many as there are.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
         Row numbers, ordered by class.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    if images.labels is None:
-        return sorted(order[:count])
-    labels, seen = images.labels.tolist(), Counter[int]()
-    turns = []
-    for row in order:
-        turns.append((seen[labels[row]], row))
-        seen[labels[row]] += 1
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels = torch.zeros(len(images), dtype=torch.long) if images.labels is None else images.labels
+    order = order[_is_flat(images, labels)[order].long().argsort(stable=True)]
+    seen, turns = Counter[int](), []
+    for row, label in zip(order.tolist(), labels[order].tolist(), strict=True):
+        turns.append((seen[label], row))
+        seen[label] += 1
     # first one image of every class, then a second one...
     chosen = [row for _, row in sorted(turns, key=lambda turn: turn[0])[:count]]
-    return sorted(chosen, key=lambda row: (labels[row], row))
+    return sorted(chosen, key=lambda row: (int(labels[row]), row))
+
+
+def _is_flat(images: ImageData, labels: Tensor) -> Tensor:
+    """Returns which images have little contrast for their class, bool (N,); of those not in memory none."""
+    flat = torch.zeros(len(images), dtype=torch.bool)
+    if images.images is None:
+        return flat
+    contrast = torch.cat([part.float().mean(dim=1).flatten(1).std(dim=1) for part in images.images.split(1024)])
+    for label in labels.unique().tolist():
+        own = labels == label
+        flat[own] = contrast[own] < 0.4 * contrast[own].max()
+    return flat
 
 
 def draw_neighbors(

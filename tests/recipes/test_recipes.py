@@ -176,7 +176,7 @@ def test_publish_dry_run(run):
     ("pretrain.py", ["--epochs", "0"], "epochs is 0"),
     ("pretrain.py", ["--dataset", "/no/such", "--streaming"], "say what size they get with --image-size"),
     ("knn.py", ["--model", "simco_r99"], "simco_r99"),
-    ("extract.py", ["--images", "photos", "--output", "x.csv"], "has to end in one of"),
+    ("extract.py", ["--images", "photos", "--output", "x.txt"], "has to end in one of"),
     ("publish.py", ["--folder", "/no/such", "--repo", "a/b"], "/no/such"),
 ])  # fmt: skip
 def test_errors_are_one_sentence(recipe, arguments, message):

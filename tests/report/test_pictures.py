@@ -42,6 +42,17 @@ def test_pick_images_takes_one_of_every_class_first():
     assert sorted(pick_images(images, 100)) == list(range(61))  # no more than there are
 
 
+@pytest.mark.parametrize("labeled", [True, False])
+def test_pick_images_leaves_flat_ones_for_last(labeled):
+    pixels = torch.full((40, 3, 8, 8), 128, dtype=torch.uint8)
+    pixels[::4] = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8)  # a quarter has something on it
+    labels = torch.arange(40) // 8 if labeled else None  # two of eight in each class
+    images = ImageData(pixels, labels, [str(i) for i in range(40)])
+    for seed in range(5):
+        assert all(row % 4 == 0 for row in pick_images(images, 5, seed=seed))
+    assert len({*pick_images(images, 40)}) == 40
+
+
 def test_neighbors_are_the_nearest(tmp_path):
     """Against plain loops in float64, lengths of the rows as they come."""
     generator = torch.Generator().manual_seed(0)
