@@ -1,4 +1,4 @@
-"""Where to compute: the device, and several processes under torchrun.
+"""Where to compute: the device, and several processes under torchrun or another launcher.
 
 Joining them, gathering rows with the right gradient, agreeing on a signal; with one process each of these is the
 identity, so that callers need not ask.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=1)  # the others wait that long while the first fits a probe or writes files
 
@@ -36,8 +39,28 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def launched() -> tuple[int, int]:
+    """Returns number and count of the processes that a launcher (torchrun, srun, mpirun, an operator) started.
+
+    (0, 1) for a process on its own. The launcher tells by RANK and WORLD_SIZE; one of them alone says nothing.
+
+    Raises:
+        ValueError: If it started several that cannot find each other.
+    """
+    environment = os.environ
+    if not {"RANK", "WORLD_SIZE"} <= environment.keys() or int(environment["WORLD_SIZE"]) < 2:
+        return 0, 1
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        raise ValueError(
+            f"RANK and WORLD_SIZE say that this is process {environment['RANK']} of {environment['WORLD_SIZE']}, but "
+            "MASTER_ADDR and MASTER_PORT do not say where the others are; start them with torchrun --nproc-per-node N "
+            "..., or unset RANK and WORLD_SIZE."
+        )
+    return int(environment["RANK"]), int(environment["WORLD_SIZE"])
+
+
 def init_distributed(device: torch.device) -> torch.device:
-    """Joins the processes that torchrun started, if it did; may be called again.
+    """Joins the processes that torchrun or another launcher started, if any did; may be called again.
 
     Args:
         device: Where to compute; "cuda" without a number becomes this process's own GPU.
@@ -46,15 +69,17 @@ def init_distributed(device: torch.device) -> torch.device:
         This process's device.
 
     Raises:
-        ValueError: If torchrun started more processes on this machine than there are GPUs.
+        ValueError: If more processes were started on this machine than there are GPUs, or they cannot find each other.
     """
-    if not dist.is_torchelastic_launched():
+    number, count = launched()
+    if count == 1 and not dist.is_torchelastic_launched():
         return device
     if device.type == "cuda":
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
+        local = int(os.environ.get("LOCAL_RANK", number % gpus))
         if local >= gpus:
             raise ValueError(
-                f"torchrun started process {local + 1} of this machine, but it has {gpus} GPU{'s' * (gpus != 1)}; "
+                f"this is process {local + 1} of this machine, but it has {gpus} GPU{'s' * (gpus != 1)}; "
                 f"pass --nproc-per-node {gpus}, or --device cpu."
             )
         device = torch.device("cuda", local)
@@ -112,6 +137,29 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(function: Callable[[], T], sent: Callable[[T], T] = lambda value: value) -> T:
+    """Calls a function on the main process; every process gets what it returned, or raises what it raised.
+
+    Args:
+        function: Called without arguments.
+        sent: Makes of the result what the other processes get, e.g. without what is too large to be sent.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: tuple[Any, Exception | None] = None, None
+    if is_main():
+        try:
+            outcome = function(), None
+        except Exception as failure:
+            outcome = None, failure
+    shared: list[Any] = [(sent(outcome[0]) if outcome[1] is None else None, outcome[1]) if is_main() else None]
+    dist.broadcast_object_list(shared, src=0)
+    value, error = outcome if is_main() else shared[0]
+    if error is not None:
+        raise error
+    return value
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

@@ -29,9 +29,10 @@ from simco_zoo.data import ImageData, load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.training import Pretraining
 from simco_zoo.training.config import AMP_DTYPES
+from simco_zoo.training.loop import run_epoch, save
+from simco_zoo.training.optimizer import plan
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seeded_generator
-from simco_zoo.training.trainer import run_epoch
 
 KNN_EVERY = 10  # epochs
 PLAIN = {"amp": "none", "channels_last": False, "compile": False}
@@ -234,18 +235,10 @@ def whole_run(scale: Scale, trainer: Pretraining) -> Iterator[Row | str]:
     device, n = scale.device, scale.batch_size
     trainer.state.step = 0
     rows = trainer.state.rows
-    run = Run(
-        scale.folder,
-        {},
-        trainer.config,
-        columns=trainer.columns,
-        best_by=trainer.best_by,
-        tag=None,
-        progress_bar=False,
-    )
-    run.resume("never", trainer.state, trainer.load_state_dict)
+    run = Run(scale.folder, trainer.config, columns=trainer.columns, best_by=trainer.best_by, progress_bar=False)
+    run.restore(trainer.state)
     measured = min(3, scale.runs)
-    trainer.total_steps = measured * trainer.steps_per_epoch
+    trainer.set_phases([plan(trainer.config, trainer.steps_per_epoch, 0, measured * trainer.steps_per_epoch)])
 
     def epoch() -> None:
         trainer.state.end_epoch(run_epoch(trainer, run))
@@ -266,7 +259,7 @@ def whole_run(scale: Scale, trainer: Pretraining) -> Iterator[Row | str]:
 
     def finish_epoch() -> None:
         rows[-1].update(trainer.monitor.diagnostics())
-        run.save(trainer.state_dict())
+        save(trainer, run)
 
     finish_epoch()
     beside = [seconds_of(finish_epoch, device) for _ in range(measured)]

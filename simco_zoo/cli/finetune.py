@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
     model, images, test_images = load_labeled(args, args.image_size)
     dataset = Path(args.dataset).name
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-")
+    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
     output = args.output or Path("runs") / f"finetune-{name}-{dataset}"
     print(
         f"{len(images)} labeled images of {images.image_size} px, {images.skipped or 'none'} skipped; output: {output}"
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             on_start=lambda: write_settings(output / "config.yaml", args),
         )
     except Interrupted as error:
-        print("interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
+        print(f"interrupted; the same command continues the run in {output}", file=sys.stderr)
         return error.exit_code
     print(f"load it: simco_zoo.create_model('local-dir:{result['folder']}', pretrained=True)")
     print(json.dumps(result))

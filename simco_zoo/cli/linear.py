@@ -26,7 +26,7 @@ from simco_zoo.training import LINEAR_SGD, finetune
 
 def by_sgd(args: argparse.Namespace) -> dict[str, Any]:
     model, images, test_images = load_labeled(args)
-    name = re.sub(r"[^\w.]+", "-", args.model)
+    name = re.sub(r"[^\w.]+", "-", args.model) + ("-untrained" if args.weights == "none" else "")
     return finetune(
         model,
         images,

@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")
     print(f"output: {output}", flush=True)
 
-    finished_before = args.resume == "auto" and (output / "summary.json").is_file()
+    summary_file = output / "summary.json"
+    written_before = summary_file.stat().st_mtime_ns if summary_file.is_file() else None
     try:
         folder = pretrain(
             model,
@@ -155,9 +156,9 @@ def main(argv: list[str] | None = None) -> int:
             f"interrupted; the run goes on with the same command, and {output / 'last'} can be loaded", file=sys.stderr
         )
         return error.exit_code
-    if finished_before:
+    if summary_file.stat().st_mtime_ns == written_before:
         print("this run is finished; --resume never or another --output starts it afresh")
-    summary = json.loads((folder.parent / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(summary_file.read_text(encoding="utf-8"))
     print(f"load it: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
     print(json.dumps(summary))
     return 0

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-import torch.distributed as dist
-
+from simco_zoo.distributed import launched
 from simco_zoo.hub import WeightsError
 from simco_zoo.training import TrainingError
 
@@ -53,9 +52,9 @@ def call(main: Callable[[], int], status: int) -> int:
         main: The command.
         status: Exit status of an error.
     """
-    if dist.is_torchelastic_launched() and int(os.environ["RANK"]) > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     try:
+        if launched()[0] > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
         return main()
     except BrokenPipeError:  # whoever reads the output has seen enough
         sys.stderr.close()

@@ -202,6 +202,10 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 AMP_DTYPES: dict[str, torch.dtype | None] = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# settings that may differ between a run and its continuation without changing what it computes
-FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "log_every", "compile", "compile_mode"}
-FREE_ON_RESUME |= {"tensorboard", "checkpoint_minutes"}
+# settings that may differ between a run and its continuation without changing what is trained
+FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes", "log_every"}
+FREE_ON_RESUME |= {"tensorboard", "compile", "compile_mode", "knn_every", "linear"}
+# what a run that starts from another run's checkpoint, with settings of its own, has to share with it
+BRANCH_FIXED = {"kind", "processes", "batch_size", "accumulate", "opt", "filter_bias_and_norm", "online_linear", "seed"}
+BRANCH_FIXED |= {"model.method", "model.architecture", "model.arguments", "model.proj_hidden_dim", "model.proj_dim"}
+BRANCH_FIXED |= {"model.queue_size", "data.images", "data.names", "data.pixels", "data.labels", "data.image_size"}

@@ -117,6 +117,9 @@ LINEAR_SGD = FinetuneConfig(
     ema=0.0,
 )
 
-# settings that may differ between a run and its continuation without changing what it computes
+# see config.py
 FREE_ON_RESUME = {"device", "workers", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes", "log_every"}
 FREE_ON_RESUME |= {"tensorboard"}
+BRANCH_FIXED = {"kind", "processes", "batch_size", "opt", "filter_bias_and_norm", "layer_decay", "freeze", "seed"}
+BRANCH_FIXED |= {"model.method", "model.architecture", "model.arguments", "label_fraction", "data.classes"}
+BRANCH_FIXED |= {"data.images", "data.names", "data.pixels", "data.labels", "data.image_size"}

@@ -12,21 +12,24 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import ViewPreset
 from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
-from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
+from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.checks import check_image_size
-from simco_zoo.training.finetune_config import FREE_ON_RESUME, FinetuneConfig
+from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig
+from simco_zoo.training.folder import Identity
+from simco_zoo.training.identity import describe_images, describe_model, describe_settings
+from simco_zoo.training.loop import restore, train
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seeded_generator
-from simco_zoo.training.trainer import Trainer, train
+from simco_zoo.training.trainer import Trainer, total_steps
 
 
 def finetune(
@@ -87,25 +90,21 @@ def finetune(
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
     run = Run(
         Path(output or Path("runs") / f"finetune-{name}").absolute(),
-        _settings(images, config, name),
         config,
         columns=Finetuning.columns,
         best_by=Finetuning.best_by,
         tag=tag,
         progress_bar=progress_bar,
     )
-    run.check_disk_space(8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values()))
-    trainer = Finetuning(model, images, test_images, class_names, config, device, name=name, tag=tag)
-    run.resume(resume, trainer.state, trainer.load_state_dict)
-    if on_start is not None and is_main():
-        on_start()
-    if not run.finished(trainer.total_steps):
-        train(trainer, run, f"fine-tuning {name}")
-    kept = ("top1", "top5", "top1_low", "top1_high", "epoch")
-    result = {key: trainer.state.best[key] for key in kept}
-    result.update(train=len(images), test=len(test_images), folder=str(run.folder / "best"))
-    run.finish(result)
-    return result
+    size = 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
+    with run.opened(resume, lambda: _identity(model, images, test_images, config), model, size, on_start):
+        trainer = Finetuning(model, images, test_images, class_names, config, device, name=name, tag=tag)
+        restore(trainer, run, config)
+        if not run.finished:
+            run.begin()
+            train(trainer, run, f"fine-tuning {name}")
+            run.finish(trainer.summary(run))
+        return {**run.summary(), "folder": str(run.folder / "best")}
 
 
 def check_labels(images: ImageData, test_images: ImageData) -> list[str]:
@@ -136,11 +135,18 @@ def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
     return fitting
 
 
-def _settings(images: ImageData, config: FinetuneConfig, name: str) -> dict[str, Any]:
-    """Returns what must be equal for a checkpoint to be continued."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in FREE_ON_RESUME}
-    settings.update({"model": name, "data.source": images.source, "data.images": len(images)})
-    return {**settings, "processes": world_size()}
+def _identity(model: ContrastiveModel, images: ImageData, test_images: ImageData, config: FinetuneConfig) -> Identity:
+    """Returns what must be the same for a run to be continued."""
+    values = {
+        "kind": "fine-tuning",
+        **describe_settings(config.to_dict(), FREE_ON_RESUME),
+        **describe_model(model),
+        **describe_images("data", images),
+        **describe_images("test", test_images),
+        "processes": world_size(),
+    }
+    defaults = {**FinetuneConfig().to_dict(), "kind": "fine-tuning"}
+    return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
 
 
 class Finetuning(Trainer):
@@ -201,15 +207,15 @@ class Finetuning(Trainer):
             )
             self.criterion = SoftTargetCrossEntropy()
 
-    def set_mode(self) -> None:
+    def begin_epoch(self, epoch: int, first: int) -> None:
         self.network.train(not self.config.freeze)
+        if first == 0:  # timm's mixup draws from numpy's global generator
+            generator = seeded_generator(self.seed, "mixup", epoch * world_size() + rank())
+            np.random.seed(generator.initial_seed() % 2**32)
 
     def batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields this process's uint8 images of the epoch's steps first to last, and their labels, on the device."""
         assert self.images.labels is not None
-        if first == 0:  # timm's mixup draws from numpy's global generator
-            generator = seeded_generator(self.seed, "mixup", epoch * world_size() + rank())
-            np.random.seed(generator.initial_seed() % 2**32)
         rows = self.share_of_epoch(epoch, first, last)
         decoded = self.images.batches(list(rows), num_workers=self.config.workers)
         for indices, batch in zip(rows, decoded, strict=True):
@@ -232,10 +238,8 @@ class Finetuning(Trainer):
             self.ema.update(self.network, step=self.state.step - 1)
         return {"loss": loss.detach()}
 
-    def average_batch_norm(self) -> None:
-        super().average_batch_norm()
-        if self.ema is not None and world_size() > 1:
-            distribute_bn(self.ema.module, world_size(), reduce=True)
+    def trained_modules(self) -> list[nn.Module]:
+        return [self.network] if self.ema is None else [self.network, self.ema.module]
 
     @property
     def measured(self) -> Any:
@@ -262,6 +266,17 @@ class Finetuning(Trainer):
                 metrics={f"finetune_{top}": row[top] for top in ("top1", "top5") if top in row},
                 projector=False,
             )
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """Returns the figures of the best epoch."""
+        kept = ("top1", "top5", "top1_low", "top1_high", "epoch")
+        return {
+            **{key: self.state.best[key] for key in kept},
+            "train": len(self.images),
+            "test": len(self.test_images),
+            "steps": self.state.step,
+            "folder": str(run.folder / "best"),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         ema = self.ema.module.state_dict() if self.ema is not None else {}

@@ -13,7 +13,7 @@ from simco_zoo.evaluation import Features
 from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.config import TrainingConfig
-from simco_zoo.training.optimizer import build_schedule
+from simco_zoo.training.optimizer import Phase, build_schedule
 
 LR = 0.3  # whatever the batch
 
@@ -29,13 +29,10 @@ class OnlineProbe:
         model: The model, on its device; its ``contrast`` reports the features from now on.
         classes: Number of classes.
         config: Settings of the run.
-        steps_per_epoch: For the schedule.
-        total_steps: For the schedule.
+        phase: Which steps, for the schedule.
     """
 
-    def __init__(
-        self, model: ContrastiveModel, classes: int, config: TrainingConfig, steps_per_epoch: int, total_steps: int
-    ) -> None:
+    def __init__(self, model: ContrastiveModel, classes: int, config: TrainingConfig, phase: Phase) -> None:
         device = next(model.parameters()).device
         self.classifier = nn.Linear(model.num_features, classes, device=device)
         generator = torch.Generator().manual_seed(config.seed)
@@ -44,8 +41,14 @@ class OnlineProbe:
                 bound = model.num_features**-0.5
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=LR, momentum=0.9)
-        self.schedule = build_schedule(self.optimizer, config, steps_per_epoch, total_steps, peak_lr=LR)
+        self.config = config
+        self.set_phase(phase, 0)
         model.report_features = True
+
+    def set_phase(self, phase: Phase, step: int) -> None:
+        """Gives the probe the schedule of a phase of the run, at a step of it."""
+        self.schedule = build_schedule(self.optimizer, self.config, phase, peak_lr=LR)
+        self.schedule.step_update(step)
 
     def step(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         """Learns from the features that ``contrast`` reported.
@@ -80,8 +83,7 @@ class OnlineProbe:
     def state_dict(self) -> dict[str, Any]:
         return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Restores what ``state_dict`` returned after ``step`` steps."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned; ``set_phase`` has to follow."""
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.step_update(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
 
 _FUSED = {"sgd", "momentum", "adam", "adamw"}  # timm's names of those that torch has
+_GROUP_SETTINGS = {"weight_decay", "momentum", "initial_lr", "lr_scale"}
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig | FinetuneConfig) -> torch.optim.Optimizer:
@@ -34,44 +36,96 @@ def build_optimizer(model: nn.Module, config: TrainingConfig | FinetuneConfig) -
     )
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with its own learning-rate schedule; a run that was extended may have several.
+
+    Attributes:
+        start: Steps of the run before it.
+        end: Steps of the run when it is over.
+        warmup: Steps of linear warm-up, from a tenth of the rate.
+        decay: Steps of the cosine to 0, the last ones; in between the rate is constant.
+    """
+
+    start: int
+    end: int
+    warmup: int
+    decay: int
+
+
+def plan(config: TrainingConfig | FinetuneConfig, steps_per_epoch: int, start: int, end: int) -> Phase:
+    """Plans a stretch of a run.
+
+    The warm-up lasts the smaller of ``warmup_epochs`` and a tenth of the stretch. The cosine takes the last
+    ``decay_share`` of the steps (all that follow the warm-up where that is 1).
+    """
+    steps = end - start
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps // 10)
+    decay = min(round(getattr(config, "decay_share", 1.0) * steps), steps - warmup)
+    return Phase(start, end, warmup, decay)
+
+
+def extend(
+    phases: list[Phase], config: TrainingConfig | FinetuneConfig, steps_per_epoch: int, step: int, end: int
+) -> list[Phase]:
+    """Plans how a run goes on to more steps than it was started for.
+
+    Where the learning rate has not begun to decay after ``step`` steps, the constant part grows and the warm-up stays
+    as it was. Otherwise a new phase follows: warm-up, constant part and decay, as at the start, over the steps that are
+    left.
+    """
+    last = phases[-1]
+    if step > last.end - last.decay:
+        return [*phases, plan(config, steps_per_epoch, step, end)]
+    grown = plan(config, steps_per_epoch, last.start, end)
+    return [*phases[:-1], replace(grown, warmup=last.warmup, decay=min(grown.decay, end - last.start - last.warmup))]
+
+
 class ConstantThenCosine(CosineLRScheduler):
-    """timm's warm-up and cosine with a constant part of ``constant_t`` steps between them.
+    """timm's warm-up and cosine with a constant part between them.
 
     Args:
         optimizer: The optimizer whose rates are set.
-        constant_t: Steps at the full rate between warm-up and cosine, >= 0.
+        phase: Which steps.
         **kwargs: See timm's ``CosineLRScheduler``.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, constant_t: int, **kwargs: Any) -> None:
-        self.constant_t = constant_t
-        super().__init__(optimizer, **kwargs)
+    def __init__(self, optimizer: torch.optim.Optimizer, phase: Phase, **kwargs: Any) -> None:
+        self.start = phase.start
+        self.constant_t = phase.end - phase.start - phase.warmup - phase.decay
+        super().__init__(optimizer, t_initial=max(phase.decay, 1), warmup_t=phase.warmup, **kwargs)
 
     def _get_lr(self, t: int) -> list[float]:
         return super()._get_lr(t if t < self.warmup_t else max(t - self.constant_t, self.warmup_t))
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        super().step_update(num_updates - self.start, metric)
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig | FinetuneConfig,
-    steps_per_epoch: int,
-    total_steps: int,
+    phase: Phase,
     peak_lr: float | None = None,
 ) -> ConstantThenCosine:
-    """Builds linear warm-up, a constant part, then a cosine to 0 at the last of ``total_steps``.
+    """Builds a phase's schedule, which is stepped once per step of the optimizer.
 
-    The warm-up starts at a tenth of the rate and lasts the smaller of ``warmup_epochs`` and a tenth of the run. The
-    cosine takes the last ``decay_share`` of the steps (all that follow the warm-up where that is 1). ``peak_lr`` is the
-    rate after the warm-up where that is not the config's. The schedule is stepped once per optimizer step.
+    ``peak_lr`` is the rate after the warm-up where that is not the config's.
     """
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 10)
-    decay = min(round(getattr(config, "decay_share", 1.0) * total_steps), total_steps - warmup)
+    for group in optimizer.param_groups:  # where another schedule was there before
+        group["lr"] = group.get("initial_lr", group["lr"])
     return ConstantThenCosine(
         optimizer,
-        constant_t=total_steps - warmup - decay,
-        t_initial=max(decay, 1),
-        warmup_t=warmup,
+        phase,
         warmup_lr_init=(config.peak_lr if peak_lr is None else peak_lr) / 10,
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimizer's state; the settings of its parameter groups stay those that it was built with."""
+    own = [{key: group[key] for key in _GROUP_SETTINGS & group.keys()} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)

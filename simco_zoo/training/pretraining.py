@@ -19,18 +19,23 @@ from torch.nn.parallel import DistributedDataParallel
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
-from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
+from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
+from simco_zoo.models.signatures import method_arguments
 from simco_zoo.training.checks import check_batch_size, check_image_size
-from simco_zoo.training.config import FREE_ON_RESUME, TrainingConfig, parse_sizes
+from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig, parse_sizes
+from simco_zoo.training.folder import Identity
+from simco_zoo.training.identity import describe_images, describe_model, describe_settings
 from simco_zoo.training.log import COLUMNS, peak_memory_mb
+from simco_zoo.training.loop import restore, train
 from simco_zoo.training.monitor import Monitor
 from simco_zoo.training.online_probe import OnlineProbe
+from simco_zoo.training.optimizer import Phase
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seed_all, seeded_generator
-from simco_zoo.training.trainer import Trainer, TrainingError, train
+from simco_zoo.training.trainer import Trainer, TrainingError, total_steps
 
 COLLAPSED_STD = 0.01  # deviation of the projections, 1 for a uniform sphere, below which nothing is left to learn from
 _SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}
@@ -92,7 +97,6 @@ def pretrain(
     folder = Path(output or Path("runs") / (model.architecture or model.method)).absolute()
     run = Run(
         folder,
-        _settings(model, images, config),
         config,
         columns=Pretraining.columns,
         best_by=Pretraining.best_by,
@@ -100,15 +104,14 @@ def pretrain(
         progress_bar=progress_bar,
     )
     # weights, a key encoder and the optimizer's momentum in each checkpoint; last/ and best/
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    run.check_disk_space(size * (3 * (config.keep_checkpoints + 1) + 3))
-    trainer = Pretraining(model, images, test_images, config, device, tag)
-    run.resume(resume, trainer.state, trainer.load_state_dict)
-    if on_start is not None and is_main():
-        on_start()
-    if not run.finished(trainer.total_steps):
-        train(trainer, run, model.architecture or model.method)
-        trainer.finish(run)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values()) * (3 * (config.keep_checkpoints + 1) + 3)
+    with run.opened(resume, lambda: _identity(model, images, test_images, config), model, size, on_start):
+        trainer = Pretraining(model, images, test_images, config, device, tag)
+        restore(trainer, run, config)
+        if not run.finished:
+            run.begin()
+            train(trainer, run, model.architecture or model.method)
+            trainer.finish(run)
     return folder / "last"
 
 
@@ -148,15 +151,29 @@ def check(
         )
 
 
-def _settings(model: ContrastiveModel, images: ImageData | StreamedImages, config: TrainingConfig) -> dict[str, Any]:
-    """Returns what must be equal for a checkpoint to be continued: the recipe, the method, the model, the data."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in FREE_ON_RESUME}
-    settings.update({f"model.{key}": value for key, value in model.method_config().items()})
-    settings.update({"model.method": model.method, "model.architecture": model.architecture})
-    settings["model.arguments"] = model.model_args
-    settings.update({"data.source": images.source, "data.images": len(images)})
-    settings["processes"] = world_size()
-    return settings
+def _identity(
+    model: ContrastiveModel,
+    images: ImageData | StreamedImages,
+    test_images: ImageData | None,
+    config: TrainingConfig,
+) -> Identity:
+    """Returns what must be the same for a run to be continued."""
+    values = {
+        "kind": "pretraining",
+        **describe_settings(config.to_dict(), FREE_ON_RESUME),
+        **describe_model(model),
+        **describe_images("data", images),
+        **describe_images("test", test_images),
+        "processes": world_size(),
+    }
+    if isinstance(images, StreamedImages):
+        values["data.workers"] = config.workers  # they share the stream out
+    defaults = {**TrainingConfig().to_dict(), **_method_defaults(model), "kind": "pretraining"}
+    return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
+
+
+def _method_defaults(model: ContrastiveModel) -> dict[str, Any]:
+    return {f"model.{name}": parameter.default for name, parameter in method_arguments(type(model)).items()}
 
 
 class Pretraining(Trainer):
@@ -187,8 +204,6 @@ class Pretraining(Trainer):
         seed_all(config.seed + rank())  # drop path draws from the global generators; other images, other draws
         super().__init__(model, images, config, device)
         self.config = config
-        if config.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.max_steps)
         if isinstance(model, MomentumModel):
             model.init_key_encoder()
         if config.sync_bn:
@@ -205,7 +220,7 @@ class Pretraining(Trainer):
         if config.online_linear:
             assert images.labels is not None
             classes = int(images.labels.max()) + 1
-            self.monitor.online_probe = OnlineProbe(model, classes, config, self.steps_per_epoch, self.total_steps)
+            self.monitor.online_probe = OnlineProbe(model, classes, config, self.state.phases[-1])
 
     def _describe_views(self, tag: str | None) -> None:
         """Makes the views of each side of the resolution ramp, and writes their normalization into the model."""
@@ -269,7 +284,8 @@ class Pretraining(Trainer):
 
     def _side(self) -> int:
         """Returns the side of the next step's views in pixels, by the resolution ramp."""
-        done = self.state.step / self.total_steps
+        phase = self.state.phases[-1]
+        done = (self.state.step - phase.start) / (phase.end - phase.start)
         return next(side for side, end in self.stages if done < end)
 
     def train_step(self, batch: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
@@ -368,7 +384,12 @@ class Pretraining(Trainer):
         self.model.load_state_dict(state["model"])
         super().load_state_dict(state)
         if self.monitor.online_probe is not None:
-            self.monitor.online_probe.load_state_dict(state["online_probe"], self.state.step)
+            self.monitor.online_probe.load_state_dict(state["online_probe"])
+
+    def set_phases(self, phases: list[Phase]) -> None:
+        super().set_phases(phases)
+        if self.monitor.online_probe is not None:
+            self.monitor.online_probe.set_phase(phases[-1], self.state.step)
 
 
 class _Contrast(nn.Module):

@@ -1,29 +1,33 @@
-"""A run's folder: checkpoints, log, curves, published models, and the signals that end it."""
+"""A run and what it leaves in its folder: checkpoints, log, curves, published models; and the signals that end it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from torch import Tensor
 
 from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
-from simco_zoo.distributed import barrier, gather_objects, is_main, rank
-from simco_zoo.files import check_disk_space
+from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, rank
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.publishing import save_pretrained
 from simco_zoo.report.curves import draw_curves
-from simco_zoo.training.checkpoint import check_settings, find_resume, save_checkpoint
+from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
+from simco_zoo.training.folder import Identity, RunFolder, Start
+from simco_zoo.training.identity import hash_tensors
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import DRAW_EVERY, hardware, write_log, write_summary
-from simco_zoo.training.state import TrainState, rng_state, set_rng_state
+from simco_zoo.training.progress import Progress
+from simco_zoo.training.state import TrainState, rng_state
 from simco_zoo.training.tensorboard import TensorBoard
 
 
@@ -32,85 +36,114 @@ class Run:
 
     Args:
         folder: Where to write.
-        settings: What must be equal for a checkpoint to be continued, as plain values.
         config: The settings of the run.
         columns: The first columns of the log.
         best_by: The column whose highest value makes an epoch the best one.
         tag: Tag of the published weights.
-        progress_bar: Show a progress bar; None: if stderr is a terminal.
+        progress_bar: Show a progress bar; None: a bar if stderr is a terminal, else a line per epoch.
     """
 
     def __init__(
         self,
         folder: Path,
-        settings: dict[str, Any],
         config: TrainingConfig | FinetuneConfig,
         *,
         columns: Sequence[str],
         best_by: str,
-        tag: str | None,
-        progress_bar: bool | None,
+        tag: str | None = None,
+        progress_bar: bool | None = None,
     ) -> None:
-        self.folder, self.settings, self.config = folder, settings, config
-        self.columns, self.best_by, self.tag, self.progress_bar = tuple(columns), best_by, tag, progress_bar
+        self.folder, self.config, self.tag = folder, config, tag
+        self.columns, self.best_by = tuple(columns), best_by
         self.state = TrainState()
+        self.start = Start("")
         self.start_step = 0
+        self.progress = Progress(is_main() and progress_bar is not False, progress_bar)
         self.interruption = Interruption()
-        self._bar = tqdm(disable=True)
+        self._identity = Identity({}, {}, (), 0)
         self._board = TensorBoard(folder, 0, enabled=False)
         self._drawn = -math.inf  # when the curves were drawn last
         self._saved = -math.inf  # when the last checkpoint was written
 
-    def check_disk_space(self, size: int) -> None:
-        """Raises OSError unless files of that many bytes in all can be written to the folder."""
-        if is_main():
-            check_disk_space(self.folder, size)
-        barrier()
+    # How it begins
 
-    def resume(self, resume: str, state: TrainState, load: Callable[[dict[str, Any]], None]) -> None:
-        """Goes on from the checkpoint that ``resume`` asks for, if there is one.
+    @contextlib.contextmanager
+    def opened(
+        self,
+        resume: str,
+        identity: Callable[[], Identity],
+        model: ContrastiveModel,
+        size: int,
+        on_start: Callable[[], None] | None,
+    ) -> Iterator[None]:
+        """Holds the folder for this run, and finds the checkpoint from which it goes on.
 
         Args:
             resume: "auto", "never", or a checkpoint's path.
-            state: Where the run stands; overwritten by the checkpoint's.
-            load: Restores what else the checkpoint holds.
+            identity: Computes what must be the same for the run to be continued.
+            model: The model, with its starting weights.
+            size: Bytes that will be written.
+            on_start: What ``begin`` will call; a caller that has one writes ``config.yaml``.
+        """
+        self._resume, self._on_start = resume, on_start
+        folder = RunFolder(self.folder, self.progress.say)
+
+        def open_folder() -> tuple[Start, Identity]:
+            own = identity()
+            reserved = ["config.yaml"] if on_start is not None else []
+            return folder.open(resume, own, hash_tensors(model.state_dict().values()), size, reserved), own
+
+        try:
+            # a checkpoint is read by each process from the file, not sent around
+            start, self._identity = on_main(open_folder, lambda found: (found[0].without_state(), found[1]))
+            if start.path is not None and start.checkpoint is None:
+                start.checkpoint = load_checkpoint(start.path)
+            self.start, self._folder = start, folder
+            yield
+        finally:
+            if is_main():
+                folder.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run had been finished before."""
+        return self.start.finished
+
+    def begin(self) -> None:
+        """Makes the folder this run's; everything has been checked, and the first step comes next."""
+        if is_main():
+            self._folder.write_entry(self.start, self._identity, self._resume)
+            if self._on_start is not None:
+                self._on_start()
+        barrier()
+
+    def restore(self, state: TrainState) -> dict[str, Any] | None:
+        """Takes over where the run stands, and brings ``state`` to where its checkpoint was.
+
+        Returns:
+            What else the checkpoint holds, with this process's part under "own"; None for a fresh start.
         """
         self.state = state
-        checkpoint = find_resume(resume, self.folder / "checkpoints")
+        checkpoint = self.start.checkpoint
         if checkpoint is None:
-            return
-        check_settings(self.settings, checkpoint["settings"], self.folder)
+            return None
         own = checkpoint["processes"][rank()]
-        state.step, state.seconds, state.epoch_seconds = (
-            checkpoint[name] for name in ("step", "seconds", "epoch_seconds")
-        )
-        state.rows, state.best, state.sums = checkpoint["rows"], checkpoint["best"], own["sums"]
-        load(checkpoint)
-        set_rng_state(own["rng"])
+        for name in ("step", "seconds", "epoch_seconds", "epoch_steps", "rows", "best"):
+            setattr(state, name, checkpoint[name])
+        state.sums = own["sums"]
         self.start_step = state.step
-
-    def finished(self, total_steps: int) -> bool:
-        """Whether the run was finished before."""
-        return self.state.step >= total_steps and (self.folder / "summary.json").is_file()
+        return {**checkpoint, "own": own}
 
     # While it trains
 
     @contextlib.contextmanager
     def training(self, total_steps: int, description: str) -> Iterator[None]:
         """Shows the progress, and holds signals back, while the run trains."""
-        quiet = not is_main() or self.progress_bar is False
-        self._bar = tqdm(
-            total=total_steps,
-            initial=self.state.step,
-            desc=description,
-            unit="step",
-            disable=True if quiet else None if self.progress_bar is None else False,
-            dynamic_ncols=True,
-        )
         enabled = self.config.tensorboard and is_main() and self.state.step < total_steps
         self._board = TensorBoard(self.folder, len(self.state.rows), enabled)
         self._saved = time.monotonic()
-        with self._bar, contextlib.closing(self._board), self.interruption:
+        shown = self.progress.shown(description, self.state.step, total_steps)
+        with shown, contextlib.closing(self._board), self.interruption:
             yield
 
     def checkpoint_due(self) -> bool:
@@ -124,14 +157,13 @@ class Run:
 
     def step_done(self) -> bool:
         """Counts a step; returns whether it is one that is looked at."""
-        self._bar.update()
+        self.progress.step()
         return self.state.step % self.config.log_every == 0
 
     def show(self, values: dict[str, float]) -> None:
-        """Shows a step's figures and the last accuracy in the progress bar."""
+        """Shows a step's figures and the last accuracy."""
         measured = [row[self.best_by] for row in self.state.rows if self.best_by in row]
-        shown = {name: f"{value:.3f}" for name, value in values.items()}
-        self._bar.set_postfix({**shown, **({self.best_by: f"{measured[-1]:.1f}"} if measured else {})})
+        self.progress.show({**values, **({self.best_by: measured[-1]} if measured else {})})
 
     # What it leaves
 
@@ -141,6 +173,7 @@ class Run:
         state.end_epoch(row)
         self._board.add(row)
         self.write_log(final)
+        self.progress.epoch(row)
         better = row.get(self.best_by, -math.inf) > state.best.get(self.best_by, -math.inf)
         if better:
             state.best = row
@@ -155,23 +188,32 @@ class Run:
             draw_curves(self.folder / "curves.png", self.state.rows, self.folder.name)
             self._drawn = time.monotonic()
 
-    def save_epoch(self, state_dict: Callable[[], dict[str, Any]], epoch: int, final: bool) -> None:
-        """Writes a checkpoint after an epoch, if one is due."""
-        if final or epoch % self.config.checkpoint_every == 0:
-            self.save(state_dict())
+    def save(self, tensors: dict[str, Any], model: ContrastiveModel, buffers: dict[str, Tensor]) -> None:
+        """Writes a checkpoint; every process has to call it.
 
-    def save(self, tensors: dict[str, Any]) -> None:
-        """Writes a checkpoint; every process has to call it."""
+        Args:
+            tensors: State of the trainer, the same on every process.
+            model: The model, whose weights are hashed.
+            buffers: What differs between the processes.
+        """
         state = self.state
-        own = {"rng": rng_state(), "sums": {name: value.cpu() for name, value in state.sums.items()}}
+        own = {
+            "rng": rng_state(),
+            "sums": {name: value.cpu() for name, value in state.sums.items()},
+            "buffers": {name: value.cpu() for name, value in buffers.items()},
+        }
         content = {
             **tensors,
-            "settings": self.settings,
+            "run": self.start.run,
+            "identity": self._identity.values,
+            "weights": hash_tensors(model.state_dict().values()),
             "step": state.step,
             "seconds": state.seconds,
             "epoch_seconds": state.epoch_seconds,
+            "epoch_steps": state.epoch_steps,
             "rows": state.rows,
             "best": state.best,
+            "phases": [asdict(phase) for phase in state.phases],
             "processes": gather_objects(own),
         }
         if is_main():
@@ -203,6 +245,21 @@ class Run:
         if is_main():
             write_summary(self.folder / "summary.json", summary)
         barrier()
+
+    def summary(self) -> dict[str, Any]:
+        """Reads the summary of a finished run."""
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return summary
+
+    def advice(self, lr: float) -> str:
+        """Says how a run that went astray can go on."""
+        saved = list_checkpoints(self.folder / "checkpoints")
+        if not saved:
+            return f"no checkpoint was written yet; start again with a lower learning rate than {lr:g}."
+        return (
+            f"go on from the last checkpoint in a new folder with a lower learning rate than {lr:g}: "
+            f"--resume {saved[-1]} --lr {lr / 2:g} --output {self.folder}-2"
+        )
 
 
 def describe_data(images: ImageData | StreamedImages) -> dict[str, Any]:

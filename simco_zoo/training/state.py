@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simco_zoo.training.optimizer import Phase
+
 
 @dataclass
 class TrainState:
@@ -21,20 +23,25 @@ class TrainState:
         step: Optimizer steps done.
         seconds: Seconds of training so far, without measurements and files.
         epoch_seconds: The part of them that belongs to the epoch that has begun.
-        sums: Sums over the steps of that epoch of what each step reported.
+        epoch_steps: Steps of that epoch that ``sums`` holds.
+        sums: Sums over those steps of what each of them reported.
         rows: Rows of the log, one per finished epoch.
         best: The row with the highest accuracy so far, empty if none was measured.
+        phases: The stretches of the run with a learning-rate schedule each; the last one is under way.
     """
 
     step: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    epoch_steps: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    phases: list[Phase] = field(default_factory=list)
 
     def add(self, report: dict[str, Tensor]) -> None:
         """Adds the scalars of one step to the sums of the epoch."""
+        self.epoch_steps += 1
         for name, value in report.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
@@ -46,7 +53,7 @@ class TrainState:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Takes the row of an epoch and begins the next one."""
         self.rows.append(row)
-        self.sums, self.epoch_seconds = {}, 0.0
+        self.sums, self.epoch_steps, self.epoch_seconds = {}, 0, 0.0
 
 
 def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:

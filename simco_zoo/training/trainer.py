@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -12,18 +11,18 @@ from typing import Any, ClassVar
 import torch
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
-from simco_zoo.distributed import mean_over_processes, rank, world_size
+from simco_zoo.distributed import rank, world_size
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.config import AMP_DTYPES, TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
-from simco_zoo.training.interruption import Interrupted
-from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.optimizer import Phase, build_optimizer, build_schedule, load_optimizer, plan
 from simco_zoo.training.run import Run
-from simco_zoo.training.state import TrainState, preserved_rng, seeded_generator
+from simco_zoo.training.state import TrainState, seeded_generator
 
 
 class TrainingError(RuntimeError):
@@ -53,20 +52,32 @@ class Trainer(ABC):
         self.model, self.images, self.device = model, images, device
         self.state = TrainState()
         self.amp = AMP_DTYPES[config.amp]
-        self.clip_grad, self.seed = config.clip_grad, config.seed
+        self.clip_grad, self.seed, self.lr = config.clip_grad, config.seed, config.lr
+        self.checkpoint_every = config.checkpoint_every
         self.images_per_step = config.images_per_step  # of all processes
         self.images_per_process = config.batch_size // world_size()  # in one forward
         self.steps_per_epoch = len(images) // self.images_per_step
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.state.phases = [plan(config, self.steps_per_epoch, 0, total_steps(config, len(images)))]
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(device).to(memory_format=memory_format)
 
     def build_optimizer(self, network: nn.Module, config: TrainingConfig | FinetuneConfig) -> None:
         """Makes optimizer, schedule and gradient scaler for the network's trained parameters."""
-        self.network = network
+        self.network, self.schedule_config = network, config
         self.optimizer = build_optimizer(network, config)
-        self.schedule = build_schedule(self.optimizer, config, self.steps_per_epoch, self.total_steps)
+        self.schedule = build_schedule(self.optimizer, config, self.state.phases[-1])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.state.phases[-1].end
+
+    def set_phases(self, phases: list[Phase]) -> None:
+        """Goes on by the schedule of the last of these stretches of the run."""
+        self.state.phases = phases
+        self.schedule = build_schedule(self.optimizer, self.schedule_config, phases[-1])
+        self.schedule.step_update(self.state.step)
 
     def describe_input(self, **entries: Any) -> None:
         """Writes into the model what it is trained on, so that everyone who loads it prepares images alike."""
@@ -112,10 +123,11 @@ class Trainer(ABC):
     def average_batch_norm(self) -> None:
         """Makes the running statistics those of all processes' images."""
         if world_size() > 1:
-            distribute_bn(self.model, world_size(), reduce=True)
+            for module in self.trained_modules():
+                distribute_bn(module, world_size(), reduce=True)
 
-    def set_mode(self) -> None:
-        """Puts the model into the mode in which it is trained."""
+    def begin_epoch(self, epoch: int, first: int) -> None:
+        """Puts the model into the mode in which it is trained, before step ``first`` of an epoch."""
         self.model.train()
 
     # What differs
@@ -135,7 +147,7 @@ class Trainer(ABC):
     def check_means(self, means: dict[str, float], epoch: int) -> None:
         """Raises TrainingError if the means of an epoch show that going on is pointless."""
         if not math.isfinite(means["loss"]):
-            raise TrainingError(f"the mean loss of epoch {epoch} is {means['loss']}.")
+            raise TrainingError(f"the mean loss of epoch {epoch} is {means['loss']}; lower the learning rate.")
 
     @abstractmethod
     def publish(self, run: Run, name: str, row: dict[str, Any]) -> None:
@@ -148,82 +160,29 @@ class Trainer(ABC):
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned; ``state`` has to be restored already."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restores what ``state_dict`` returned."""
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.schedule.step_update(self.state.step)
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Returns the modules whose batch norms have statistics of this process's images."""
+        return [self.model]
+
+    def local_buffers(self) -> dict[str, Tensor]:
+        """Returns what differs between the processes within an epoch: batch norm's statistics; nothing for one."""
+        if world_size() == 1:
+            return {}
+        return {
+            f"{i}.{path}.{name}": buffer
+            for i, trained in enumerate(self.trained_modules())
+            for path, module in trained.named_modules()
+            if isinstance(module, _BatchNorm)
+            for name, buffer in module.named_buffers(recurse=False)
+        }
 
 
-def train(trainer: Trainer, run: Run, description: str) -> dict[str, Any]:
-    """Runs every epoch that is left; Ctrl-C and SIGTERM save before they end the run.
-
-    Returns:
-        The last row of the log.
-
-    Raises:
-        TrainingError: If the loss is not finite, or the trainer sees no point in going on.
-        Interrupted: After a signal, when checkpoint and ``last/`` were written.
-    """
-    state = trainer.state
-    with run.training(trainer.total_steps, description):
-        try:
-            while state.step < trainer.total_steps:
-                row = run_epoch(trainer, run)
-                final = state.step == trainer.total_steps
-                trainer.average_batch_norm()
-                with preserved_rng():
-                    row.update(trainer.measure(row["epoch"]))
-                    if run.record(row, final):
-                        trainer.publish(run, "best", row)
-                run.save_epoch(trainer.state_dict, row["epoch"], final)
-        except Interrupted:
-            run.save(trainer.state_dict())
-            run.write_log(True)
-            trainer.average_batch_norm()
-            trainer.publish(run, "last", {key: state.rows[-1][key] for key in ("loss",) if state.rows})
-            raise
-    return state.rows[-1]
-
-
-def run_epoch(trainer: Trainer, run: Run) -> dict[str, Any]:
-    """Runs what is left of the epoch that has begun and returns its row of the log."""
-    state, per_epoch = trainer.state, trainer.steps_per_epoch
-    epoch = state.step // per_epoch
-    first = state.step - epoch * per_epoch
-    last = min(per_epoch, trainer.total_steps - epoch * per_epoch)
-    trainer.set_mode()
-    began = time.perf_counter()
-    for batch in trainer.batches(epoch, first, last):
-        if run.checkpoint_due():
-            run.save(trainer.state_dict())
-        report = trainer.train_step(batch)
-        state.add(report)
-        now = time.perf_counter()
-        state.add_seconds(now - began)
-        began = now
-        if run.step_done():
-            _look(trainer, run, report)
-    _look(trainer, run, report)  # before anything of this epoch is saved
-    totals = mean_over_processes(torch.stack(list(state.sums.values()))) / last
-    state.add_seconds(time.perf_counter() - began)  # the device has caught up
-    means = dict(zip(state.sums, totals.tolist(), strict=True))
-    trainer.check_means(means, epoch + 1)
-    return {
-        "epoch": epoch + 1,
-        "step": state.step,
-        **{name: round(value, 6 if name == "loss" else 5) for name, value in means.items()},
-        "lr": max(group["lr"] for group in trainer.optimizer.param_groups),
-        "images_per_second": round(last * trainer.images_per_step / state.epoch_seconds, 1),
-        "seconds": round(state.seconds, 1),
-    }
-
-
-def _look(trainer: Trainer, run: Run, report: dict[str, Tensor]) -> None:
-    """Shows a step and stops the run if the loss is not finite; this waits for the device."""
-    loss = report["loss"].item()
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} at step {trainer.state.step}; lower the learning rate, raise the temperature, or use "
-            "--amp none; the last checkpoint is intact."
-        )
-    run.show({name: value.item() for name, value in report.items() if name in ("loss", "proj_std")})
+def total_steps(config: TrainingConfig | FinetuneConfig, images: int) -> int:
+    """Returns the steps of a run on so many images."""
+    steps = config.epochs * (images // config.images_per_step)
+    bound = getattr(config, "max_steps", None)
+    return steps if bound is None else min(steps, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from simco_zoo.distributed import all_reduce_any, gather_rows, rank, world_size
+from simco_zoo.distributed import all_reduce_any, gather_rows, launched, rank, world_size
 from tests.training import two_processes
 from tests.training.two_processes import CASES
 
@@ -81,6 +82,13 @@ def test_a_signal_to_one_process_ends_all_and_the_run_goes_on_exactly(two):
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_interrupted_within_an_epoch_it_ends_bit_identically(two):
+    resumed, whole, logs = two[0]["within an epoch"]
+    assert any(name.endswith("running_var") for name in whole)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert logs[0] == logs[1]
+
+
 def test_errors_name_the_remedy(two):
     assert "multiple of 2" in two[0]["errors"]["batch"]
     assert "sync_bn needs GPUs" in two[0]["errors"]["sync_bn"]
@@ -90,6 +98,57 @@ def test_one_log_and_one_folder(two):
     run = two[1] / "simco-accumulate"
     assert (run / "last" / "model.safetensors").is_file()
     assert len((run / "log.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("environment", "expected"), [
+    ({}, (0, 1)),
+    ({"RANK": "1"}, (0, 1)),
+    ({"WORLD_SIZE": "2"}, (0, 1)),
+    ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1)),
+    ({"RANK": "1", "WORLD_SIZE": "2"}, "this is process 1 of 2, but .* start them with torchrun"),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, (1, 2)),
+])  # fmt: skip
+def test_what_a_launcher_tells(environment, expected, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            launched()
+    else:
+        assert launched() == expected
+
+
+JOINED = """
+import torch
+from simco_zoo.distributed import gather_objects, init_distributed, rank
+init_distributed(torch.device("cpu"))
+print(gather_objects(rank()))
+"""
+
+
+def test_processes_that_another_launcher_started_are_joined():
+    """As srun, mpirun or a cluster's operator start them: with torchrun's variables, but not by torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    common["PYTHONPATH"] = str(Path(__file__).parents[2])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINED],
+            env={**os.environ, **common, "RANK": str(i)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["[0, 1]\n"] * 2
+
+
+def test_an_error_of_the_main_process_is_everyones(two):
+    assert two[0]["errors everywhere"] == ["FolderInUseError", "FolderInUseError"]
 
 
 def test_without_torchrun_all_is_identity():

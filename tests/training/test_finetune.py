@@ -96,8 +96,8 @@ def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch
 
 def test_other_settings_are_listed(tmp_path):
     run(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match=r"epochs: 1 then, 2 now; mixup: 0.0 then, 0.4 now"):
-        run(tmp_path, epochs=2, mixup=0.4)
+    with pytest.raises(ValueError, match=r"ema: 0.99 then, 0.5 now; mixup: 0.0 then, 0.4 now"):
+        run(tmp_path, epochs=2, mixup=0.4, ema=0.5)
 
 
 def test_freeze_moves_the_classifier_only(tmp_path):

@@ -20,7 +20,7 @@ from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import diagnose
 from simco_zoo.training import Interrupted, Pretraining, TrainingConfig, TrainingError, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
-from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.optimizer import build_optimizer, build_schedule, plan
 from simco_zoo.training.state import seeded_generator
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "knn_every": 2, "linear": False, "progress_bar": False, "device": "cpu"}
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_bit_identically(number, method, stop, tmp_path,
     monkeypatch.undo()
     assert simco_zoo.create_model(f"local-dir:{tmp_path / 'cut' / 'last'}", pretrained=True)
     torch.manual_seed(123)  # what a new process starts with must not matter
-    resumed = pretrain(model(method, seed=5, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
+    resumed = pretrain(model(method, **kwargs), images(), output=tmp_path / "cut", **SETTINGS)
     assert_equal(weights(resumed), weights(whole))
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["start_step"] == stop
     states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     (tmp_path / "summary.json").unlink()
     expected = weights(tmp_path / "last")
     with pytest.warns(UserWarning, match="cannot be read as a checkpoint"):
-        pretrain(model(seed=3), images(), output=tmp_path, **settings)
+        pretrain(model(), images(), output=tmp_path, **settings)
     assert json.loads((tmp_path / "summary.json").read_text())["start_step"] == 5
     assert_equal(weights(tmp_path / "last"), expected)
     for path in list_checkpoints(tmp_path / "checkpoints"):
@@ -178,17 +178,20 @@ def test_a_folder_that_cannot_hold_the_run_is_noticed_before_training(tmp_path, 
 def test_a_disk_that_fills_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     save = torch.save
 
-    def full(state, path):
+    def full(state, file):
         if state["step"] > 5:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, path)
+        save(state, file)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"there is no space left to write .*step-00000010"),
+    ):
         patch.setattr(torch, "save", full)
         pretrain(model(), images(), output=tmp_path / "full", **SETTINGS)
     assert [path.name for path in sorted((tmp_path / "full" / "checkpoints").iterdir())] == ["step-00000005.pt"]
-    resumed = pretrain(model(seed=3), images(), output=tmp_path / "full", **SETTINGS)
+    resumed = pretrain(model(), images(), output=tmp_path / "full", **SETTINGS)
     whole = pretrain(model(), images(), output=tmp_path / "whole", **SETTINGS)
     assert_equal(weights(resumed), weights(whole))
 
@@ -208,8 +211,8 @@ def test_a_pickle_is_no_checkpoint(tmp_path):
 
 def test_resuming_with_other_settings_lists_the_differences(tmp_path):
     pretrain(model(), images(), output=tmp_path, **{**SETTINGS, "epochs": 1})
-    with pytest.raises(ValueError, match=r"epochs: 1 then, 2 now; lr: 0.03 then, 0.5 now"):
-        pretrain(model(), images(), output=tmp_path, **{**SETTINGS, "epochs": 2, "lr": 0.5})
+    with pytest.raises(ValueError, match=r"lr: 0.03 then, 0.5 now; seed: 0 then, 1 now"):
+        pretrain(model(), images(), output=tmp_path, **{**SETTINGS, "epochs": 2, "lr": 0.5, "seed": 1})
     with pytest.raises(FileNotFoundError, match="there is no checkpoint nowhere"):
         pretrain(model(), images(), output=tmp_path, resume="nowhere.pt", **SETTINGS)
 
@@ -234,7 +237,7 @@ def test_on_start_comes_after_the_checks_and_before_the_first_step(tmp_path, mon
     )
     assert calls == ["start", "step", "step"]
     with pytest.raises(ValueError, match="was started with other settings"):  # and then nothing is written
-        pretrain(model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), **SETTINGS)
+        pretrain(model(), images(), output=tmp_path / "a", on_start=lambda: calls.append("start"), lr=1.0, **SETTINGS)
     assert calls.count("start") == 1
 
 
@@ -242,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     broken = model()
     with torch.no_grad():
         broken.projector[0].weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match="the loss is nan at step 5"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 5; no checkpoint was written yet; start again"):
         pretrain(broken, images(), output=tmp_path, **SETTINGS)
 
 
@@ -290,7 +293,7 @@ def test_schedule_is_warmup_then_cosine_over_the_steps_that_are_run():
     config = TrainingConfig(epochs=200, batch_size=512, lr=0.03)
     optimizer = build_optimizer(model(), config)
     total, per_epoch = 1000, 5
-    schedule = build_schedule(optimizer, config, per_epoch, total)
+    schedule = build_schedule(optimizer, config, plan(config, per_epoch, 0, total))
     rates = []
     for step in range(total):
         schedule.step_update(step)

@@ -14,7 +14,7 @@ from simco_zoo.data import TwoViews, load_images
 from simco_zoo.training import TrainingConfig
 from simco_zoo.training.config import parse_sizes
 from simco_zoo.training.online_probe import OnlineProbe
-from simco_zoo.training.optimizer import build_optimizer, build_schedule
+from simco_zoo.training.optimizer import build_optimizer, build_schedule, plan
 
 METHODS = ("simco", "simmoco", "mocov2")
 
@@ -39,7 +39,7 @@ def test_a_step_asks_the_device_for_no_value(method, symmetric):
     if method != "simco":
         model.init_key_encoder()
     config = TrainingConfig()
-    optimizer, probe = build_optimizer(model, config), OnlineProbe(model, 10, config, 5, 100)
+    optimizer, probe = build_optimizer(model, config), OnlineProbe(model, 10, config, plan(config, 5, 0, 100))
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(8, 3, 40, 40, dtype=torch.uint8, device="meta")
     for step in (1, 2):
@@ -72,7 +72,7 @@ def test_a_compiled_contrast_is_the_same(method):
         model = build(method, **({"queue_size": 10} if method == "mocov2" else {}))
         if method != "simco":
             model.init_key_encoder()
-        probe = OnlineProbe(model, 3, TrainingConfig(), 5, 100)
+        probe = OnlineProbe(model, 3, TrainingConfig(), plan(TrainingConfig(), 5, 0, 100))
         contrast = torch.compile(model.contrast, backend="aot_eager") if compile else model.contrast
         losses = []
         for step in (1, 2):
@@ -147,7 +147,7 @@ def test_the_rate_is_constant_until_the_last_decay_share_of_the_steps():
     parameter = torch.nn.Linear(1, 1)
     config = TrainingConfig(epochs=10, warmup_epochs=1, decay_share=0.3, lr=0.1, batch_size=256)
     optimizer = build_optimizer(parameter, config)
-    schedule = build_schedule(optimizer, config, steps_per_epoch=10, total_steps=100)
+    schedule = build_schedule(optimizer, config, plan(config, steps_per_epoch=10, start=0, end=100))
     rates = []
     for step in range(101):
         schedule.step_update(step)

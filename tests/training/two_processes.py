@@ -17,11 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import simco_zoo
 from simco_zoo.data import load_images
-from simco_zoo.distributed import all_reduce_any, gather_rows, init_distributed, rank, world_size
+from simco_zoo.distributed import all_reduce_any, gather_objects, gather_rows, init_distributed, rank, world_size
 from simco_zoo.evaluation import extract_features
 from simco_zoo.losses import dual_temperature
-from simco_zoo.training import Interrupted, finetune, pretrain
+from simco_zoo.training import Interrupted, Pretraining, finetune, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
+from simco_zoo.training.lock import FolderLock
+from tests.training.test_run import rows
 
 # name: model, backbone, its arguments, the method's arguments, settings of the run
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -118,6 +120,29 @@ def interrupted_then_resumed(folder: Path) -> Any:
     return resumed.state_dict(), whole.state_dict()
 
 
+def interrupted_within_an_epoch(folder: Path) -> Any:
+    """Batch norm's statistics differ between the processes then; the run goes on with each one's own."""
+    case, settings = "mocov2-shuffled", {"epochs": 2}
+    train_step = Pretraining.train_step
+
+    def signal_at_step_six(self: Pretraining, batch: Any) -> Any:
+        if self.state.step == 5 and rank() == world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, batch)
+
+    Pretraining.train_step = signal_at_step_six  # type: ignore[method-assign]
+    try:
+        run_case(case, folder / "within", **settings)
+        raise AssertionError("the run was not interrupted")
+    except Interrupted:
+        pass
+    finally:
+        Pretraining.train_step = train_step  # type: ignore[method-assign]
+    resumed, whole = run_case(case, folder / "within", **settings), run_case(case, folder / "without", **settings)
+    logs = [rows(folder / name / case) for name in ("within", "without")]
+    return resumed.state_dict(), whole.state_dict(), logs
+
+
 def labeled() -> Any:
     data = load_images(images())
     return type(data)(**{**vars(data), "labels": torch.arange(len(data)) % 3})
@@ -138,6 +163,22 @@ def fine_tuned(folder: Path) -> Any:
     settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress_bar": False, "opt": "momentum", "lr": 1.0}
     finetune(model, data, data, output=folder / "finetune", **settings)
     return model.backbone.state_dict()
+
+
+def in_use(folder: Path) -> str:
+    """The error's name on a process, where the folder's lock is another's and only the main process sees it."""
+    taken = folder / "taken" / "simco-local"
+    if rank() == 0:
+        taken.mkdir(parents=True)
+        held = FolderLock(taken)
+    try:
+        run_case("simco-local", folder / "taken")
+    except OSError as error:
+        return type(error).__name__
+    finally:
+        if rank() == 0:
+            held.release()
+    return "none"
 
 
 def same_everywhere(state: dict[str, torch.Tensor]) -> bool:
@@ -163,6 +204,7 @@ def main(folder: Path) -> None:
     results["features"] = features.features
     results["plain features"] = extract_features(model, images(), batch_size=7).features
     results["interrupted"] = interrupted_then_resumed(folder)
+    results["within an epoch"] = interrupted_within_an_epoch(folder)
     errors = {}
     for name, settings in {"batch": {"batch_size": 15}, "sync_bn": {"sync_bn": True}}.items():
         try:
@@ -170,6 +212,7 @@ def main(folder: Path) -> None:
         except ValueError as error:
             errors[name] = str(error)
     results["errors"] = errors
+    results["errors everywhere"] = gather_objects(in_use(folder))
     if rank() == 0:
         torch.save(results, folder / "results.pt")
 
