@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     print(say_side(model, args.image_size), flush=True)
     images, test_images = load_labeled(args, image_size=args.image_size or input_config(model)["input_size"][-1])
     dataset = Path(args.dataset).name
-    untrained = "-untrained" if args.weights == "none" else ""
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + untrained
+    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
     output = args.output or Path("runs") / f"finetune-{name}-{dataset}"
     print(
         f"{len(images)} labeled images of {images.image_size} px, {images.skipped or 'none'} skipped; output: {output}"
