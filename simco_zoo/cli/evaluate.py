@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import simco_zoo
 from simco_zoo.arguments import local_path
 from simco_zoo.cli.sources import describe, extract, load_labeled, load_model, note, say_side, seen_as
-from simco_zoo.data import ImageData, normalize
-from simco_zoo.data.transforms import input_config
+from simco_zoo.data import ImageData
 from simco_zoo.distributed import is_main
+from simco_zoo.evaluation.baselines import raw_pixels
 from simco_zoo.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
 from simco_zoo.files import atomic_write, check_disk_space
 from simco_zoo.report.charts import draw_bars, draw_confusion
@@ -68,7 +67,7 @@ def evaluate(args: argparse.Namespace, classify: Classify, *, pixel_side: int) -
     found: dict[str, Any] = {**result, "train": len(images), "test": len(test_images)}
     if args.baselines:
         found["baselines"] = {}
-        for name, features in baselines(args, model, images, test_images, pixel_side):
+        for name, features in baselines(args, images, test_images, pixel_side):
             found["baselines"][name] = round(measure(*features)[0]["top1"], 3)
             note(f"  {name}: {found['baselines'][name]:.2f} %")
         note(f"  {describe(args)}: {found['top1']:.2f} %")
@@ -77,10 +76,9 @@ def evaluate(args: argparse.Namespace, classify: Classify, *, pixel_side: int) -
     return found
 
 
-def baselines(args: argparse.Namespace, model: Any, images: ImageData, test_images: ImageData, pixel_side: int) -> Any:
+def baselines(args: argparse.Namespace, images: ImageData, test_images: ImageData, pixel_side: int) -> Any:
     """Yields the name of each baseline and the features of both parts."""
-    config = input_config(model)
-    yield "raw pixels", [raw_pixels(part, config, pixel_side) for part in (images, test_images)]
+    yield "raw pixels", [raw_pixels(part, pixel_side) for part in (images, test_images)]
     if args.weights != "none":
         untrained = copy.copy(args)
         untrained.weights = "none"
@@ -90,17 +88,6 @@ def baselines(args: argparse.Namespace, model: Any, images: ImageData, test_imag
         shipped = simco_zoo.create_model(SHIPPED, pretrained=True)
         parts = load_labeled(args, **seen_as(shipped, None))
         yield f"shipped {SHIPPED}", [extract(args, shipped, part) for part in parts]
-
-
-def raw_pixels(images: ImageData, config: dict[str, Any], side: int) -> Tensor:
-    """Returns the normalized pixels of images, shrunk to a side of at most ``side``, (N, 3 * side * side)."""
-    rows = []
-    for batch in images.batches(torch.arange(len(images)).split(1024)):
-        pixels = normalize(batch, config)
-        if pixels.shape[-1] > side:
-            pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        rows.append(pixels.flatten(1))
-    return torch.cat(rows)
 
 
 def write_results(folder: Path, found: dict[str, Any], scores: Tensor, images: ImageData, name: str) -> None:

@@ -24,6 +24,7 @@ from simco_zoo.cli.sources import (
     add_images,
     add_model,
     add_views,
+    classify,
     columns,
     load_model,
     note,
@@ -31,9 +32,8 @@ from simco_zoo.cli.sources import (
     seen_as,
 )
 from simco_zoo.data import ImageData, load_images
-from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import init_distributed, is_main, pick_device
-from simco_zoo.evaluation.features import Features, collect, iterate_features
+from simco_zoo.evaluation import Features
 from simco_zoo.evaluation.metrics import accuracy
 from simco_zoo.files import atomic_write, check_disk_space
 from simco_zoo.models import ContrastiveModel
@@ -55,27 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.output.suffix != ".csv" or args.output.is_dir():
         raise ValueError(f"the output {args.output} has to be a file whose name ends in .csv.")
     check_disk_space(args.output.absolute().parent, 0)
-    device = init_distributed(pick_device(args.device))
+    init_distributed(pick_device(args.device))
     model = load_model(args)
     names = class_names(model, args.model)
     note(f"{args.model} ({len(names)} classes) on {args.images} ({args.split}) -> {args.output}")
     note(say_side(model, args.image_size))
     images = load_images(args.images, args.split, **seen_as(model, args.image_size), **columns(args))
-    batches = iterate_features(
-        model,
-        images,
-        args.batch_size,
-        config=input_config(model),
-        classify=True,
-        flip=args.flip,
-        device=device,
-        num_workers=args.workers,
-        amp=AMP[args.amp],
-        progress_bar=True,
-        across_processes=True,
-    )
-    rows, scores = zip(*batches, strict=True)
-    found = collect(images, torch.cat(rows), torch.cat(scores), {})
+    found = classify(args, model, images, flip=args.flip, amp=AMP[args.amp])
     truth = true_classes(images, found, names)
     if is_main():
         write_predictions(args.output, found, names, truth)

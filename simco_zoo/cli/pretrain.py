@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = len(images) // per_step * config.epochs
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {model.method_config()}")
-    print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {images.skipped or 'none'} skipped")
+    print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {len(images.skipped)} skipped")
     print(f"{min(steps, config.max_steps or steps)} steps of {per_step} images, peak lr {config.peak_lr:g}")
     if world_size() > 1:
         print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")

@@ -15,7 +15,8 @@ from simco_zoo.data import ImageData, load_splits
 from simco_zoo.data.datasets import VAL_FRACTION
 from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import init_distributed, is_main, pick_device
-from simco_zoo.evaluation import extract_features
+from simco_zoo.evaluation import Features, extract_features
+from simco_zoo.evaluation.features import collect, iterate_features
 from simco_zoo.models import ContrastiveModel
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -145,6 +146,24 @@ def extract(args: argparse.Namespace, model: ContrastiveModel, images: ImageData
         across_processes=True,
     )
     return found.features
+
+
+def classify(args: argparse.Namespace, model: ContrastiveModel, images: ImageData, **options: Any) -> Features:
+    """Returns the scores of a model's classifier, (N, C), as ``.features``."""
+    batches = iterate_features(
+        model,
+        images,
+        args.batch_size,
+        config=input_config(model),
+        classify=True,
+        device=init_distributed(pick_device(args.device)),
+        num_workers=args.workers,
+        progress_bar=True,
+        across_processes=True,
+        **options,
+    )
+    rows, scores = zip(*batches, strict=True)
+    return collect(images, torch.cat(rows), torch.cat(scores), {})
 
 
 def note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ RUN_COLORS = (
     "#111111",
 )
 DPI = 100
+
+
+def run_colors(names: Sequence[str]) -> dict[str, str]:
+    """Returns the color of each run in curves and tables; none for a single run."""
+    if len(names) == 1:
+        return {}
+    return {name: RUN_COLORS[number % len(RUN_COLORS)] for number, name in enumerate(names)}
 
 
 def new_figure(width: float, height: float) -> Any:

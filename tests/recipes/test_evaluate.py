@@ -137,6 +137,16 @@ def classifier(folder, tmp_path_factory) -> Path:
     return output
 
 
+def test_finetune_says_which_classes_it_takes_for_which(classifier):
+    with (classifier / "confusion.csv").open() as file:
+        header, *rows = csv.reader(file)
+    matrix = np.array([[int(cell) for cell in row[1:]] for row in rows])
+    summary = json.loads((classifier / "summary.json").read_text())
+    assert header == ["true class", "bright", "dark"] and matrix.sum(axis=1).tolist() == [5, 6]
+    assert 100 * matrix.trace() / 11 == pytest.approx(summary["top1"], abs=1e-3)
+    assert (classifier / "confusion.png").is_file() and (classifier / "per_class.csv").is_file()
+
+
 def test_predict(classifier, folder, tmp_path, capsys):
     model = f"local-dir:{classifier / 'best'}"
     result, said = run(capsys, "predict", "--model", model, "--images", folder, "--output", tmp_path / "p.csv")

@@ -65,7 +65,7 @@ def runs(recipe, folder, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def few_curves(recipe, monkeypatch) -> None:
-    monkeypatch.setattr(recipe("simco_zoo.cli.report"), "PANELS", {"loss": "loss"})
+    monkeypatch.setattr(recipe("simco_zoo.report.sections"), "PANELS", {"loss": "loss"})
 
 
 class Page(HTMLParser):
@@ -160,12 +160,12 @@ def test_pictures_are_in_the_page_and_beside_it(whole, runs):
             image.load()
             assert np.asarray(image.convert("L")).std() > 5  # not blank
     names = [file.stem for file in files]
-    assert names[-9:] == [
+    assert names[-12:] == [
         f"{i}-{name}-{what}"
         for i, name in enumerate(("one", "two", "tuned"), start=1)
-        for what in ("neighbors", "views", "map")
+        for what in ("neighbors", "views", "knn", "map")
     ]
-    drawn = {name.removeprefix("curves-") for name in names[:-9]}
+    drawn = {name.removeprefix("curves-") for name in names[:-12]}
     assert drawn >= {"loss", "cross_entropy", "knn_top1", "top1", "effective_rank", "uniformity", "alignment"}
     assert drawn >= {"proj_std", "log_w_q50"} and "lr" not in drawn
 
@@ -202,9 +202,9 @@ def test_figures_are_those_of_the_runs(whole, runs):
 
 def test_curves_are_those_of_the_logs(recipe, runs, tmp_path, monkeypatch):
     """Every value as log.csv has it; the loss of fine-tuning has a panel of its own."""
-    module, drawn = recipe("simco_zoo.cli.report"), {}
+    module, drawn = recipe("simco_zoo.report.sections"), {}
     monkeypatch.setattr(module, "draw_runs", lambda path, logs, column, title: drawn.update({column: logs}))
-    module.draw_curves(recipe("simco_zoo.report.runs").read_runs(runs.values()), tmp_path)
+    module.curves_section(recipe("simco_zoo.report.runs").read_runs(runs.values()), tmp_path)
     for name, run in runs.items():
         for column in drawn:
             source = {"cross_entropy": "loss" if name == "tuned" else "", "loss": "" if name == "tuned" else "loss"}
@@ -242,24 +242,27 @@ def test_every_text_is_escaped(recipe, tmp_path):
     """Wherever a text of a user's may stand."""
     nasty, module = "<script>\"'&amp;</td>", recipe("simco_zoo.report.page")
     Image.new("RGB", (1, 1)).save(tmp_path / "p.png")
-    parts = [
-        module.part(nasty, module.paragraph(nasty), color="#123456"),
-        module.table({nasty: {nasty: nasty, "other": 1}}, {}),
-        module.picture(tmp_path / "p.png", nasty, nasty),
-    ]
-    (tmp_path / "page.html").write_text(module.page(nasty, nasty, "", parts))
+    table = module.Table({nasty: {nasty: nasty, "other": 1}}, nasty, nasty)
+    picture = module.Picture(tmp_path / "p.png", nasty, nasty)
+    section = module.Section(nasty, [table], [nasty], [picture], color="#123456")
+    (tmp_path / "page.html").write_text(module.render_page(nasty, nasty, module.Table({}), [section]))
     page = Page(tmp_path / "page.html")
     assert not page.open and "script" not in {tag for tag, _ in page.tags}
     assert page.rows("other") == {nasty: {"run": nasty, nasty: nasty, "other": "1"}}
     values = [value for _, attributes in page.tags for value in attributes.values()]
-    assert values.count(nasty) == 2 and page.text.count(nasty) == 9  # alt and data-label; the rest is text
+    assert values.count(nasty) == 2 and page.text.count(nasty) == 11  # alt and data-label; the rest is text
 
 
-def test_columns_that_nobody_fills_are_left_out(recipe):
-    table = recipe("simco_zoo.report.page").table
-    assert (
-        ">x</th>" not in table({"a": {"x": None, "y": 0}, "b": {"x": ""}}, {}) and table({"a": {"x": None}}, {}) == ""
+def test_columns_that_nobody_fills_are_left_out(recipe, tmp_path):
+    module = recipe("simco_zoo.report.page")
+    assert module.Table({"a": {"x": None, "y": 0}, "b": {"x": ""}}).headings == ["y"]
+    assert module.Table({"a": {"x": None}}).headings == []
+    section = module.Section(
+        "s", [module.Table({"a": {"x": True, "y": False, "z": 1}}), module.Table({}, "differences")]
     )
+    (tmp_path / "page.html").write_text(module.render_page("t", "l", module.Table({}), [section]))
+    page = Page(tmp_path / "page.html")
+    assert page.tables == [[["run", "x", "y", "z"], ["a", "yes", "no", "1"]]] and "None." in page.text
 
 
 def test_missing_data_are_said(recipe, runs, tmp_path, capsys, few_curves):
@@ -291,7 +294,7 @@ def test_a_run_in_progress(recipe, runs, tmp_path, capsys):
     assert all("curves-" in path for path in printed["pictures"]) and len(printed["pictures"]) >= 6
     # a summary of an earlier run in the same folder is not this one's
     shutil.copy(runs["one"] / "summary.json", run)
-    cells = recipe("simco_zoo.report.page").results(recipe("simco_zoo.report.runs").read_runs([run])[0])
+    cells = recipe("simco_zoo.report.facts").results(recipe("simco_zoo.report.runs").read_runs([run])[0])
     assert cells["epochs"] == "1 of 2, not finished" and cells["linear"] is None
 
 
