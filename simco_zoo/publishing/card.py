@@ -31,6 +31,7 @@ _RECIPE_ROWS = {
     "weight_decay": "weight decay",
     "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
     "views_per_image": "views per image",
+    "augmentations": "augmentations that differ from the preset",
     "label_fraction": "share of the labels",
     "layer_decay": "learning rate's decay per layer",
     "label_smoothing": "label smoothing",

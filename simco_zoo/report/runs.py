@@ -230,7 +230,7 @@ def _load_sample(
 def views_of(run: Run) -> TwoViews:
     """Returns what made the run's training views: its preset, or fine-tuning's crops and flips."""
     recipe, cfg = run.section["recipe"], run.config["pretrained_cfg"]
-    preset = PRESETS[recipe["views"]] if "views" in recipe else None
+    preset = ViewPreset(**recipe["view_preset"]) if "view_preset" in recipe else PRESETS.get(recipe.get("views"))
     if preset is None:
         scale = (recipe["min_scale"], 1.0)
         preset = ViewPreset(scale=scale, mean=cfg["mean"], std=cfg["std"], jitter=0.0, grayscale=0.0)

@@ -21,6 +21,7 @@ from simco_zoo.training.state import preserved_rng
 
 SAMPLE = 16  # images whose pixels are compared
 SCHEDULE = {"epochs", "max_steps"}  # compared as the number of steps, which may grow
+_IN_WORDS = {"augmentations", "view_preset"}  # the views' values are compared one by one
 # what a difference in a hash means
 _HASHES = {
     "model.weights": "other starting weights",
@@ -33,9 +34,11 @@ _HASHES = {
 }
 
 
-def describe_settings(settings: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
-    """Returns the settings of a config that decide the result."""
-    return {key: value for key, value in settings.items() if key not in free and key not in SCHEDULE}
+def describe_settings(settings: dict[str, Any], free: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the settings of a config that decide the result; of the views every value by itself."""
+    preset = settings.get("view_preset", {})
+    described = {key: value for key, value in settings.items() if key not in {*free, *SCHEDULE, *_IN_WORDS}}
+    return {**described, **{f"views.{key}": value for key, value in preset.items()}}
 
 
 def describe_model(model: ContrastiveModel) -> dict[str, Any]:

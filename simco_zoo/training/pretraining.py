@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simco_zoo.data import ImageData, TwoViews, load_images
-from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.models.signatures import method_arguments
+from simco_zoo.training.augmentations import AugmentationSettings
 from simco_zoo.training.checks import check_batch_size, check_image_size
 from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig, parse_sizes
 from simco_zoo.training.folder import Identity
@@ -127,8 +127,6 @@ def check(
     Raises:
         ValueError: If they do not, with the remedy.
     """
-    if config.views not in PRESETS:
-        raise ValueError(f"views is {config.views!r}, but has to be one of {', '.join(PRESETS)}.")
     check_batch_size(len(images), config.batch_size, config.accumulate)
     if config.sync_bn and device.type != "cuda":
         raise ValueError(
@@ -168,7 +166,9 @@ def _identity(
     }
     if isinstance(images, StreamedImages):
         values["data.workers"] = config.workers  # they share the stream out
-    defaults = {**TrainingConfig().to_dict(), **_method_defaults(model), "kind": "pretraining"}
+    presets = AugmentationSettings(config.views).describe_augmentations()  # an older version had nothing else
+    defaults = describe_settings({**TrainingConfig().to_dict(), "view_preset": presets["view_preset"]})
+    defaults.update(_method_defaults(model), kind="pretraining")
     return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
 
 
@@ -224,11 +224,11 @@ class Pretraining(Trainer):
 
     def _describe_views(self, tag: str | None) -> None:
         """Makes the views of each side of the resolution ramp, and writes their normalization into the model."""
-        config, model = self.config, self.model
+        config, model, preset = self.config, self.model, self.config.view_preset
         self.stages = parse_sizes(config.sizes or f"{self.images.image_size}:1")
         self.views = {
             side: TwoViews(
-                config.views,
+                preset,
                 size=side,
                 count=config.views_per_image,
                 dtype=next(model.parameters()).dtype,
@@ -238,7 +238,6 @@ class Pretraining(Trainer):
             )
             for side, _ in self.stages
         }
-        preset = PRESETS[config.views]
         cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
         model.backbone.pretrained_cfg = {**cfg, **({"tag": tag} if tag else {})}
         self.describe_input(
