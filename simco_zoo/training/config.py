@@ -23,6 +23,8 @@ class TrainingConfig(AugmentationSettings):
     Attributes:
         epochs: Passes over the images.
         max_steps: Upper bound on the optimizer's steps; the schedule spans the steps that will really be run.
+        max_hours: Hours of training. The schedule is planned for the steps that fit, by the time that the first ones
+            and the measurements take, and ends with the learning rate at 0; at most ``epochs`` and ``max_steps``.
         batch_size: Images per forward, of all processes together; the last, incomplete batch of an epoch is dropped.
         accumulate: Batches whose gradients are averaged for one step of the optimizer. The negatives are those of
             each batch, not of all of them: more memory or more processes are what gives more negatives.
@@ -65,6 +67,7 @@ class TrainingConfig(AugmentationSettings):
 
     epochs: int = 200
     max_steps: int | None = None
+    max_hours: float | None = None
     batch_size: int = 256
     accumulate: int = 1
     negatives: str = "global"
@@ -112,6 +115,8 @@ class TrainingConfig(AugmentationSettings):
         check_choices(self, compile_mode=COMPILE_MODES, negatives=("global", "local"))
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}, but has to be at least 1 (or None for no bound).")
+        if self.max_hours is not None and not 0 < self.max_hours < math.inf:
+            raise ValueError(f"max_hours is {self.max_hours}, but has to be positive (or None for no bound).")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share is {self.decay_share}, but has to be above 0 and at most 1.")
         if self.sizes is not None:
@@ -126,6 +131,11 @@ class TrainingConfig(AugmentationSettings):
     def images_per_step(self) -> int:
         """Images of one step of the optimizer, of all processes together."""
         return self.batch_size * self.accumulate
+
+    def total_steps(self, images: int) -> int:
+        """Returns the steps of a run on so many images, whatever ``max_hours`` says."""
+        steps = self.epochs * (images // self.images_per_step)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def peak_lr(self) -> float:

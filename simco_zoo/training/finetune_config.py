@@ -96,6 +96,10 @@ class FinetuneConfig:
         """Images of one step of the optimizer, of all processes together."""
         return self.batch_size
 
+    def total_steps(self, images: int) -> int:
+        """Returns the steps of a run on so many images."""
+        return self.epochs * (images // self.images_per_step)
+
     @property
     def peak_lr(self) -> float:
         """The learning rate of the last layer after warm-up: lr * batch_size / 256."""

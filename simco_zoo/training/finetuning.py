@@ -22,14 +22,13 @@ from simco_zoo.distributed import init_distributed, pick_device, rank, world_siz
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.training.checks import check_image_size
+from simco_zoo.training.checks import check_image_size, check_labels
 from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig
-from simco_zoo.training.folder import Identity
-from simco_zoo.training.identity import describe_images, describe_model, describe_settings
+from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seeded_generator
-from simco_zoo.training.trainer import Trainer, total_steps
+from simco_zoo.training.trainer import Trainer
 
 
 def finetune(
@@ -97,7 +96,12 @@ def finetune(
         progress_bar=progress_bar,
     )
     size = 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
-    with run.opened(resume, lambda: _identity(model, images, test_images, config), model, size, on_start):
+
+    def identity() -> Identity:
+        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED}
+        return run_identity("fine-tuning", model, images, test_images, config, **sets)
+
+    with run.opened(resume, identity, model, size, on_start):
         trainer = Finetuning(model, images, test_images, class_names, config, device, name=name, tag=tag)
         restore(trainer, run, config)
         if not run.finished:
@@ -107,25 +111,6 @@ def finetune(
         return {**run.summary(), "folder": str(run.folder / "best")}
 
 
-def check_labels(images: ImageData, test_images: ImageData) -> list[str]:
-    """Returns the classes' names, numbers where there are none.
-
-    Raises:
-        ValueError: If labels are missing, or the classes of the two parts differ.
-    """
-    for part, data in (("training", images), ("test", test_images)):
-        if data.labels is None:
-            raise ValueError(f"the {part} images of {data.source} have no labels; name their column, or use folders.")
-    assert images.labels is not None and test_images.labels is not None
-    if images.class_names != test_images.class_names:
-        raise ValueError(
-            f"the training images have the classes {images.class_names}, the test images {test_images.class_names}; "
-            "both parts need the same."
-        )
-    count = max(len(images.class_names or []), int(max(images.labels.max(), test_images.labels.max())) + 1)
-    return images.class_names or [str(i) for i in range(count)]
-
-
 def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
     """Returns the largest batch size up to the configured one that the images fill and the processes share."""
     multiple = world_size() * 2 if config.mixup or config.cutmix else world_size()  # mixup wants pairs
@@ -133,20 +118,6 @@ def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
     if fitting < 1:
         raise ValueError(f"{images} labeled images do not fill a batch of {multiple}; use a larger share.")
     return fitting
-
-
-def _identity(model: ContrastiveModel, images: ImageData, test_images: ImageData, config: FinetuneConfig) -> Identity:
-    """Returns what must be the same for a run to be continued."""
-    values = {
-        "kind": "fine-tuning",
-        **describe_settings(config.to_dict(), FREE_ON_RESUME),
-        **describe_model(model),
-        **describe_images("data", images),
-        **describe_images("test", test_images),
-        "processes": world_size(),
-    }
-    defaults = {**FinetuneConfig().to_dict(), "kind": "fine-tuning"}
-    return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
 
 
 class Finetuning(Trainer):

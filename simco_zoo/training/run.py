@@ -22,8 +22,8 @@ from simco_zoo.report.curves import draw_curves
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
-from simco_zoo.training.folder import Identity, RunFolder, Start
-from simco_zoo.training.identity import hash_tensors
+from simco_zoo.training.folder import RunFolder, Start
+from simco_zoo.training.identity import Identity, hash_tensors
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import DRAW_EVERY, hardware, write_log, write_summary
 from simco_zoo.training.progress import Progress
@@ -60,7 +60,7 @@ class Run:
         self.start_step = 0
         self.progress = Progress(is_main() and progress_bar is not False, progress_bar)
         self.interruption = Interruption()
-        self._identity = Identity({}, {}, (), 0)
+        self._identity = Identity({}, {}, (), {}, 0)
         self._board = TensorBoard(folder, 0, enabled=False)
         self._drawn = -math.inf  # when the curves were drawn last
         self._saved = -math.inf  # when the last checkpoint was written
@@ -105,6 +105,11 @@ class Run:
                 folder.close()
 
     @property
+    def schedule(self) -> dict[str, Any]:
+        """Settings of the run's length."""
+        return self._identity.schedule
+
+    @property
     def finished(self) -> bool:
         """Whether the run had been finished before."""
         return self.start.finished
@@ -112,7 +117,7 @@ class Run:
     def begin(self) -> None:
         """Makes the folder this run's; everything has been checked, and the first step comes next."""
         if is_main():
-            self._folder.write_entry(self.start, self._identity, self._resume)
+            self._folder.write_entry(self.start, self._identity, self.state.phases[-1].end, self._resume)
             if self._on_start is not None:
                 self._on_start()
         barrier()
@@ -206,6 +211,7 @@ class Run:
             **tensors,
             "run": self.start.run,
             "identity": self._identity.values,
+            "schedule": self.schedule,
             "weights": hash_tensors(model.state_dict().values()),
             "step": state.step,
             "seconds": state.seconds,
