@@ -102,6 +102,7 @@ def train(trainer: Trainer, run: Run, description: str) -> None:
                 with preserved_rng():
                     row.update(trainer.measure(row["epoch"]))
                     if run.record(row, final):
+                        trainer.keep_best()
                         trainer.publish(run, "best", row)
                 if final or row["epoch"] % trainer.checkpoint_every == 0:
                     save(trainer, run)
@@ -141,7 +142,7 @@ def run_epoch(trainer: Trainer, run: Run) -> dict[str, Any]:
         now = time.perf_counter()
         state.add_seconds(now - began)
         began = now
-        if run.step_done():
+        if run.step_done(report):
             _look(trainer, run, report)
     _look(trainer, run, report)  # before anything of this epoch is saved
     totals = mean_over_processes(torch.stack(list(state.sums.values()))) / state.epoch_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ def pretrain(
     tag: str | None = None,
     progress_bar: bool | None = None,
     on_start: Callable[[], None] | None = None,
+    callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> Path:
     """Pretrains a model on images, without their labels.
@@ -73,6 +74,7 @@ def pretrain(
         tag: Tag under which the weights are to be published, e.g. the data set.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
         on_start: Called when everything was checked, before the first step, on the process that writes the files.
+        callbacks: Objects that are told of steps, epochs and the end, see ``Callback``.
         **settings: Settings by name, e.g. ``epochs=10``; they take precedence over those in ``config``.
 
     Returns:
@@ -99,6 +101,7 @@ def pretrain(
         best_by=Pretraining.best_by,
         tag=tag,
         progress_bar=progress_bar,
+        callbacks=callbacks,
     )
     # weights, a key encoder and the optimizer's momentum in each checkpoint; last/ and best/
     size = sum(tensor.nbytes for tensor in model.state_dict().values()) * (3 * (config.keep_checkpoints + 1) + 3)

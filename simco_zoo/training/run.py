@@ -19,6 +19,7 @@ from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, ran
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.publishing import save_pretrained
 from simco_zoo.report.curves import draw_curves
+from simco_zoo.training.callbacks import notify
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
@@ -41,6 +42,7 @@ class Run:
         best_by: The column whose highest value makes an epoch the best one.
         tag: Tag of the published weights.
         progress_bar: Show a progress bar; None: a bar if stderr is a terminal, else a line per epoch.
+        callbacks: See ``Callback``.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Run:
         best_by: str,
         tag: str | None = None,
         progress_bar: bool | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.folder, self.config, self.tag = folder, config, tag
+        self.callbacks = list(callbacks) if is_main() else []
         self.columns, self.best_by = tuple(columns), best_by
         self.state = TrainState()
         self.start = Start("")
@@ -62,6 +66,7 @@ class Run:
         self.interruption = Interruption()
         self._identity = Identity({}, {}, (), {}, 0)
         self._board = TensorBoard(folder, 0, enabled=False)
+        self._begun, self._summary = False, dict[str, Any]()
         self._drawn = -math.inf  # when the curves were drawn last
         self._saved = -math.inf  # when the last checkpoint was written
 
@@ -103,6 +108,8 @@ class Run:
         finally:
             if is_main():
                 folder.close()
+                if self._begun:
+                    notify(self.callbacks, "on_end", self._summary)
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -116,6 +123,7 @@ class Run:
 
     def begin(self) -> None:
         """Makes the folder this run's; everything has been checked, and the first step comes next."""
+        self._begun = True
         if is_main():
             self._folder.write_entry(self.start, self._identity, self.state.phases[-1].end, self._resume)
             if self._on_start is not None:
@@ -160,9 +168,10 @@ class Run:
         due = minutes > 0 and time.monotonic() - self._saved > 60 * minutes
         return self.interruption.check(due and is_main())
 
-    def step_done(self) -> bool:
-        """Counts a step; returns whether it is one that is looked at."""
+    def step_done(self, report: dict[str, Tensor]) -> bool:
+        """Counts a step and tells of it; returns whether it is one that is looked at."""
         self.progress.step()
+        notify(self.callbacks, "on_step", self.state.step, report)
         return self.state.step % self.config.log_every == 0
 
     def show(self, values: dict[str, float]) -> None:
@@ -176,7 +185,7 @@ class Run:
         """Adds an epoch's row to the log; returns whether the epoch is the best so far."""
         state = self.state
         state.end_epoch(row)
-        self._board.add(row)
+        notify([self._board, *self.callbacks], "on_epoch", numbers(row))
         self.write_log(final)
         self.progress.epoch(row)
         better = row.get(self.best_by, -math.inf) > state.best.get(self.best_by, -math.inf)
@@ -250,6 +259,7 @@ class Run:
         """Writes the summary; it makes the run a finished one."""
         if is_main():
             write_summary(self.folder / "summary.json", summary)
+        self._summary = summary
         barrier()
 
     def summary(self) -> dict[str, Any]:
@@ -266,6 +276,11 @@ class Run:
             f"go on from the last checkpoint in a new folder with a lower learning rate than {lr:g}: "
             f"--resume {saved[-1]} --lr {lr / 2:g} --output {self.folder}-2"
         )
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row of the log."""
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
 def describe_data(images: ImageData | StreamedImages) -> dict[str, Any]:

@@ -153,6 +153,9 @@ class Trainer(ABC):
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the mean loss of epoch {epoch} is {means['loss']}; lower the learning rate.")
 
+    def keep_best(self) -> None:  # noqa: B027 - most trainers need not
+        """Is called after the best epoch so far, before it is published."""
+
     @abstractmethod
     def publish(self, run: Run, name: str, row: dict[str, Any]) -> None:
         """Writes the model, with the figures of a row of the log, as a published folder of the run."""
