@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from simco_zoo.data import ImageData, TwoViews, load_images
 from simco_zoo.data.presets import ViewPreset
-from simco_zoo.data.subsets import balanced_subset, holdout, warn_of_small_classes
+from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
@@ -127,8 +127,10 @@ def _hold_out(images: ImageData, config: FinetuneConfig) -> tuple[ImageData, Ima
     assert images.labels is not None
     if not config.holdout or int(images.labels.bincount().max()) < 2:
         return images, None
-    kept, held_out = holdout(images.labels, len(images), config.holdout, config.seed)
-    return images.subset(kept), images.subset(held_out)
+    drawn = balanced_subset(images.labels, config.holdout, config.seed)
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held_out[drawn[images.labels.bincount()[images.labels[drawn]] > 1]] = True  # a class's only image is learned
+    return images.subset(torch.nonzero(~held_out)[:, 0]), images.subset(torch.nonzero(held_out)[:, 0])
 
 
 def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
@@ -276,7 +278,7 @@ class Finetuning(Trainer):
             self._publish(run, name, metrics)
 
     def _publish(self, run: Run, name: str, metrics: dict[str, Any]) -> None:
-        recipe = {**self.config.to_dict(), "finetuned_from": self.name}
+        recipe = {**self.config.to_dict(), "finetuned_from": self.name, "started_from": self.model.loaded_from}
         run.publish(self.model, name, self.images, recipe=recipe, metrics=metrics, projector=False)
 
     def finish(self, run: Run, test_images: ImageData) -> None:

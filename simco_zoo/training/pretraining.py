@@ -286,6 +286,7 @@ class Pretraining(Trainer):
             measured["knn_temperature"] = 0.1
         recipe = {
             **self.config.to_dict(),
+            "started_from": self.model.loaded_from,
             "steps": self.state.step,
             "total_steps": self.total_steps,
             "seconds": round(self.state.seconds, 1),
