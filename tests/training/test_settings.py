@@ -111,10 +111,10 @@ def test_a_planned_run_is_the_run_of_that_many_steps_also_when_it_is_resumed(tmp
     }
     network = {"method": "mocov2", "queue_size": 12, "backbone_kwargs": {"drop_path_rate": 0.2}}
     with monkeypatch.context() as patch, pytest.raises(simco_zoo.training.Interrupted):
-        stop_at(patch, 5)
+        stop_at(patch, 10)  # later than the steps that are timed
         run(tmp_path / "a", start=model(**network), **settings)
     planned = json.loads((tmp_path / "a" / "run.json").read_text())["total_steps"]
-    assert planned > 5
+    assert planned > 10
     run(tmp_path / "a", start=model(**network), **settings)
     run(tmp_path / "b", start=model(**network), **{**settings, "max_hours": None, "max_steps": planned})
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == planned
