@@ -34,7 +34,10 @@ def add_settings(group: Any, config_class: type) -> None:
     """
     hints, helps = typing.get_type_hints(config_class), _attribute_docs(config_class)
     for field in dataclasses.fields(config_class):
-        add_flag(group, field.name, hints[field.name], f"{helps[field.name]} Default: {field.default}.", field.default)
+        text = helps[field.name]
+        if "default:" not in text.lower():
+            text += f" Default: {field.default}."
+        add_flag(group, field.name, hints[field.name], text, field.default)
 
 
 def add_method_settings(group: Any, stated: Mapping[str, str] | None = None) -> None:
@@ -258,15 +261,16 @@ def _wanted(action: argparse.Action) -> str:
 
 
 def _attribute_docs(config_class: type) -> dict[str, str]:
-    """Reads "Attributes:" of a Google-style docstring: what is said about each field."""
+    """Reads "Attributes:" of the Google-style docstrings of a class and its bases: what is said about each field."""
     docs: dict[str, str] = {}
-    name = ""
-    for line in inspect.cleandoc(config_class.__doc__ or "").partition("Attributes:\n")[2].splitlines():
-        if line and not line.startswith(" "):  # the next section
-            break
-        if line.startswith("    ") and not line.startswith("     ") and ":" in line:
-            name, text = line.strip().split(":", 1)
-            docs[name] = text.strip()
-        elif line.strip() and name:
-            docs[name] += " " + line.strip()
+    for base in reversed(config_class.__mro__):
+        name = ""
+        for line in inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2].splitlines():
+            if line and not line.startswith(" "):  # the next section
+                break
+            if line.startswith("    ") and not line.startswith("     ") and ":" in line:
+                name, text = line.strip().split(":", 1)
+                docs[name] = text.strip()
+            elif line.strip() and name:
+                docs[name] += " " + line.strip()
     return docs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simco_zoo.data import ImageData, TwoViews
+from simco_zoo.data import ImageData, TwoViews, ViewPreset
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.evaluation.features import evaluating
 from simco_zoo.losses import anchor_strength, log_anchor_weights
@@ -86,14 +86,19 @@ def off_diagonal_covariance(z: Tensor) -> float:
 
 @torch.no_grad()
 def diagnose(
-    model: Any, images: ImageData | StreamedImages, *, views: str = "cifar", limit: int = 512, seed: int = 0
+    model: Any,
+    images: ImageData | StreamedImages,
+    *,
+    views: str | ViewPreset = "cifar",
+    limit: int = 512,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measures a model on two views of some images, in evaluation mode; the model stays as it was.
 
     Args:
         model: A model of the zoo.
         images: The first ``limit`` of them are looked at.
-        views: Name of the views' preset.
+        views: Preset of the views, or its name.
         limit: Number of images; the negatives of each are the others.
         seed: Of the views.
 

@@ -31,6 +31,7 @@ _RECIPE_ROWS = {
     "weight_decay": "weight decay",
     "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
     "views_per_image": "views per image",
+    "augmentations": "augmentations that differ from the preset",
     "label_fraction": "share of the labels",
     "layer_decay": "learning rate's decay per layer",
     "label_smoothing": "label smoothing",
@@ -250,7 +251,7 @@ def _training(config: dict[str, Any]) -> str:
     if data.get("image_size"):
         rows.append(("image size", f"{data['image_size']} px"))
     if not supervised and recipe.get("views"):
-        rows.append(("views", _views(recipe["views"])))
+        rows.append(("views", _views(recipe["views"], recipe.get("view_preset"))))
     if recipe.get("sizes"):
         rows.append(("size of the views", _sizes(recipe["sizes"])))
     rows += [(label, str(recipe[key])) for key, label in _RECIPE_ROWS.items() if recipe.get(key) is not None]
@@ -277,9 +278,9 @@ def _loss(loss: dict[str, Any]) -> str:
     )
 
 
-def _views(views: Any) -> str:
-    """Says how a view is made; of a preset by its name, of one's own by its values."""
-    preset = vars(PRESETS[views]) if isinstance(views, str) and views in PRESETS else views
+def _views(views: Any, values: dict[str, Any] | None) -> str:
+    """Says how a view is made: the preset's name, and the values that were used."""
+    preset = values or (vars(PRESETS[views]) if isinstance(views, str) and views in PRESETS else views)
     if not isinstance(preset, dict):
         return str(views)
     low, high = preset["scale"]

@@ -12,6 +12,8 @@ PANELS = [
     ("loss", "loss"),
     ("knn_top1", "kNN top-1 (%)"),
     ("online_top1", "online linear probe top-1 (%)"),
+    ("val_top1", "top-1 on held-out images (%)"),
+    ("val_top5", "top-5 on held-out images (%)"),
     ("top1", "top-1 (%)"),
     ("top5", "top-5 (%)"),
     ("proj_std", "deviation of projections (1 = uniform)"),

@@ -26,7 +26,7 @@ def results(run: Run) -> dict[str, Any]:
     """Returns the result of a run, by heading; None or nothing is what it does not have."""
     last, data, loss = run.rows[-1], run.section.get("data", {}), run.section.get("loss", {})
     knn, online = run.measured("knn_top1"), run.measured("online_top1")
-    best_knn, best_top1 = run.best("knn_top1"), run.best("top1")
+    best_knn, tuned = run.best("knn_top1"), run.summary if run.supervised and run.finished else None
     linear = run.summary.get("linear_top1") if run.finished else None
     cells: dict[str, Any] = {
         "method": _method(run),
@@ -45,7 +45,7 @@ def results(run: Run) -> dict[str, Any]:
         "kNN, best": _measured(best_knn, "knn_top1") if best_knn else None,
         "online": _measured(online[-1], "online_top1", tell=online[-1] is not last) if online else None,
         "linear": f"{linear:.2f}" if linear is not None else None,
-        "fine-tuned": _measured(best_top1, "top1") if best_top1 else None,
+        "fine-tuned": _measured(tuned, "top1") if tuned else None,
         "images/s": f"{last['images_per_second']:.0f}",
         "time": _duration(last["seconds"]),
     }

@@ -51,12 +51,12 @@ class Run:
     @property
     def supervised(self) -> bool:
         """Whether it is a run of finetune.py (or of linear_probe.py by SGD)."""
-        return "top1" in self.rows[0]
+        return bool({"val_top1", "top1"} & self.rows[0].keys())
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end, and was not begun anew since."""
-        if self.supervised:
+        if self.supervised and "steps" not in self.summary:  # of an earlier version
             return bool(self.summary) and self.rows[-1]["epoch"] >= self.used("epochs", 0)
         return self.summary.get("steps") == self.rows[-1]["step"]
 
@@ -237,7 +237,7 @@ def _load_sample(
 def views_of(run: Run) -> TwoViews:
     """Returns what made the run's training views: its preset, or fine-tuning's crops and flips."""
     recipe, cfg = run.section["recipe"], run.config["pretrained_cfg"]
-    preset = PRESETS[recipe["views"]] if "views" in recipe else None
+    preset = ViewPreset(**recipe["view_preset"]) if "view_preset" in recipe else PRESETS.get(recipe.get("views"))
     if preset is None:
         scale = (recipe["min_scale"], 1.0)
         preset = ViewPreset(scale=scale, mean=cfg["mean"], std=cfg["std"], jitter=0.0, grayscale=0.0)

@@ -1,5 +1,6 @@
 """Training: from images to a published folder."""
 
+from simco_zoo.training.callbacks import Callback
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import LINEAR_SGD, FinetuneConfig
 from simco_zoo.training.finetuning import Finetuning, finetune
@@ -10,6 +11,7 @@ from simco_zoo.training.trainer import TrainingError
 
 __all__ = [
     "LINEAR_SGD",
+    "Callback",
     "FinetuneConfig",
     "Finetuning",
     "Interrupted",

@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 
+from simco_zoo.training.augmentations import AUGMENTATIONS, AugmentationSettings
+
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(AugmentationSettings):
     """Settings of ``pretrain``. Defaults are those of the paper's CIFAR runs (official code, ``bash_files``).
+
+    The settings of the random views, e.g. ``crop_scale``, are those of ``AugmentationSettings``.
 
     Attributes:
         epochs: Passes over the images.
         max_steps: Upper bound on the optimizer's steps; the schedule spans the steps that will really be run.
+        max_hours: Hours of training. The schedule is planned for the steps that fit, by the time that the first ones
+            and the measurements take, and ends with the learning rate at 0; at most ``epochs`` and ``max_steps``.
         batch_size: Images per forward, of all processes together; the last, incomplete batch of an epoch is dropped.
         accumulate: Batches whose gradients are averaged for one step of the optimizer. The negatives are those of
             each batch, not of all of them: more memory or more processes are what gives more negatives.
@@ -34,7 +40,6 @@ class TrainingConfig:
         decay_share: Share of the steps, the last ones, over which a cosine takes the learning rate to 0; before that
             it is constant. 1 decays from the end of the warm-up on, as the paper does.
         clip_grad: Bound on the gradient's norm, or None.
-        views: Preset of the random views, "cifar" or "imagenet".
         views_per_image: Number of views of each image in a step, at least 2. The loss is the mean over all ordered
             pairs of views (over the pairs whose query is view 1 if the method is not symmetric).
         sizes: Resolution ramp "SIDE:SHARE,SIDE:SHARE,...", e.g. "16:0.5,24:0.25,32:0.25": the views are made at 16 px
@@ -62,6 +67,7 @@ class TrainingConfig:
 
     epochs: int = 200
     max_steps: int | None = None
+    max_hours: float | None = None
     batch_size: int = 256
     accumulate: int = 1
     negatives: str = "global"
@@ -74,7 +80,6 @@ class TrainingConfig:
     warmup_epochs: float = 10
     decay_share: float = 1.0
     clip_grad: float | None = None
-    views: str = "cifar"
     views_per_image: int = 2
     sizes: str | None = None
     amp: str = "none"
@@ -106,22 +111,31 @@ class TrainingConfig:
             knn_k=(1, math.inf),
         )
         check_shared(self)
+        self.view_preset  # noqa: B018 - raises if a setting of the views is out of range
         check_choices(self, compile_mode=COMPILE_MODES, negatives=("global", "local"))
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}, but has to be at least 1 (or None for no bound).")
+        if self.max_hours is not None and not 0 < self.max_hours < math.inf:
+            raise ValueError(f"max_hours is {self.max_hours}, but has to be positive (or None for no bound).")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share is {self.decay_share}, but has to be above 0 and at most 1.")
         if self.sizes is not None:
             parse_sizes(self.sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values."""
-        return dataclasses.asdict(self)
+        """Returns the settings as plain values, and of the views every value that is used."""
+        settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in AUGMENTATIONS}
+        return {**settings, **self.describe_augmentations()}
 
     @property
     def images_per_step(self) -> int:
         """Images of one step of the optimizer, of all processes together."""
         return self.batch_size * self.accumulate
+
+    def total_steps(self, images: int) -> int:
+        """Returns the steps of a run on so many images, whatever ``max_hours`` says."""
+        steps = self.epochs * (images // self.images_per_step)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def peak_lr(self) -> float:

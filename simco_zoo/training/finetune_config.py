@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
 from simco_zoo.training.config import check_ranges, check_shared
 
@@ -27,9 +30,13 @@ class FinetuneConfig:
         warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
         clip_grad: Bound on the gradient's norm, or None.
         label_fraction: Share of the labels that is used, class by class, in (0, 1].
+        holdout: Share of the training images, class by class, that is held out to choose the best epoch, in [0, 1); 0
+            takes the last epoch. The test images are measured once, at the end.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         mixup: Strength (Beta's parameter) of mixup, 0 for none.
         cutmix: Strength of cutmix, 0 for none.
+        auto_augment: timm's description of an augmentation policy that is applied before the crop, e.g.
+            "rand-m9-mstd0.5-inc1" for RandAugment, "augmix-m3-w3", or None.
         min_scale: Smallest share of the image's area that a training crop has, in (0, 1].
         ema: Decay per step of the averaged weights, which are measured and published; 0 for none.
         amp: "none", "bf16" or "fp16": autocast of the network.
@@ -56,9 +63,11 @@ class FinetuneConfig:
     warmup_epochs: float = 3
     clip_grad: float | None = None
     label_fraction: float = 1.0
+    holdout: float = 0.1
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
+    auto_augment: str | None = None
     min_scale: float = 0.35
     ema: float = 0.99
     amp: str = "none"
@@ -86,6 +95,10 @@ class FinetuneConfig:
             ema=(0, 0.999999),
         )
         check_shared(self)
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}, but has to be at least 0 and below 1.")
+        if self.auto_augment is not None:
+            build_auto_augment(self.auto_augment, (0.5, 0.5, 0.5), 32)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""
@@ -96,10 +109,32 @@ class FinetuneConfig:
         """Images of one step of the optimizer, of all processes together."""
         return self.batch_size
 
+    def total_steps(self, images: int) -> int:
+        """Returns the steps of a run on so many images."""
+        return self.epochs * (images // self.images_per_step)
+
     @property
     def peak_lr(self) -> float:
         """The learning rate of the last layer after warm-up: lr * batch_size / 256."""
         return self.lr * self.batch_size / 256
+
+
+def build_auto_augment(policy: str, mean: tuple[float, ...], size: int) -> Callable[[Any], Any]:
+    """Returns timm's augmentation of PIL images that a policy describes.
+
+    Raises:
+        ValueError: If timm does not know the policy.
+    """
+    hparams = {"translate_const": int(size * 0.45), "img_mean": tuple(round(255 * value) for value in mean)}
+    builders = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    try:
+        builder = builders.get(policy.split("-")[0], auto_augment_transform)
+        made: Callable[[Any], Any] = builder(policy, hparams)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"auto_augment is {policy!r}, which timm does not know; it has the form rand-m9-mstd0.5-inc1."
+        ) from error
+    return made
 
 
 # linear evaluation as MoCo has it (2020, section 4.1): SGD on crops of the images, no weight decay, nothing else

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,23 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from simco_zoo.data import ImageData, TwoViews, load_splits
 from simco_zoo.data.presets import ViewPreset
 from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
-from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
+from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
-from simco_zoo.evaluation.metrics import accuracy_with_interval, topk_correct
+from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.training.checks import check_image_size
-from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig
-from simco_zoo.training.folder import Identity
-from simco_zoo.training.identity import describe_images, describe_model, describe_settings
+from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig, build_auto_augment
+from simco_zoo.training.identity import Identity, run_identity
+from simco_zoo.training.log import write_confusion
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.run import Run
-from simco_zoo.training.state import seeded_generator
-from simco_zoo.training.trainer import Trainer, total_steps
+from simco_zoo.training.state import preserved_rng, seed_all, seeded_generator
+from simco_zoo.training.trainer import Trainer
 
 
 def finetune(
@@ -44,18 +45,23 @@ def finetune(
     tag: str | None = None,
     progress_bar: bool | None = None,
     on_start: Callable[[], None] | None = None,
+    callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Trains a classifier on a pretrained backbone, and the backbone with it unless ``freeze``.
 
-    The run's folder gets ``log.csv``, ``curves.png`` (if matplotlib is installed), ``summary.json``, ``checkpoints/``
-    and ``best/``: the best epoch as a published folder with classifier and label names. Under torchrun each process
-    computes its share of every batch.
+    The epoch with the best accuracy on a held-out part of the training images (``holdout``) is taken, and the test
+    images are measured once, with its weights, which the model has afterwards.
+
+    The run's folder gets ``log.csv``, ``summary.json``, ``checkpoints/`` and ``best/``, that epoch as a published
+    folder with classifier and label names; ``classes.csv``, the accuracy of each class, and ``confusion.csv``, how
+    often each class (row) was taken for each (column), on the test images; and ``curves.png`` and ``confusion.png`` if
+    matplotlib is installed. Under torchrun each process computes its share of every batch.
 
     Args:
         model: A model of the zoo with its weights; it gets a fresh classifier and is changed in place.
         images: Labeled images of the size that the model is to see.
-        test_images: Labeled images that the accuracy is measured on after each epoch.
+        test_images: Labeled images that the accuracy is measured on at the end.
         output: The run's folder; default ``runs/finetune-NAME``.
         config: Settings.
         resume: "auto" goes on from the run's newest checkpoint, "never" starts afresh, a path goes on from that file.
@@ -63,11 +69,13 @@ def finetune(
         tag: Tag of the published folder.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
         on_start: Called when everything was checked, before the first step, on the process that writes the files.
+        callbacks: Objects that are told of steps, epochs and the end, see ``Callback``.
         **settings: Settings by name; they take precedence over those in ``config``.
 
     Returns:
-        ``top1`` and ``top5`` accuracy of the best epoch in percent with a 95 % interval ``top1_low`` to ``top1_high``,
-        ``epoch``, ``train`` and ``test`` (numbers of images), ``folder``.
+        ``top1`` and ``top5`` accuracy on the test images in percent with a 95 % interval ``top1_low`` to ``top1_high``;
+        ``val_top1``, that on the held-out images, and ``epoch``, which they chose; ``train``, ``val`` and ``test``
+        (numbers of images), ``folder``.
 
     Raises:
         ValueError: If labels are missing or do not match, or a setting is out of range or differs from the run that is
@@ -86,6 +94,7 @@ def finetune(
     if config.label_fraction < 1:
         assert images.labels is not None
         images = images.subset(balanced_subset(images.labels, config.label_fraction, config.seed))
+    images, val_images = _hold_out(images, config)
     config = replace(config, batch_size=_fitting_batch_size(config, len(images)))
 
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
@@ -96,21 +105,38 @@ def finetune(
         best_by=Finetuning.best_by,
         tag=tag,
         progress_bar=progress_bar,
+        callbacks=callbacks,
     )
     size = 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
-    with run.opened(resume, lambda: _identity(model, images, test_images, config), model, size, on_start):
-        trainer = Finetuning(model, images, test_images, class_names, config, device, name=name, tag=tag)
+
+    def identity() -> Identity:
+        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED}
+        return run_identity("fine-tuning", model, images, test_images, config, **sets)
+
+    with run.opened(resume, identity, model, size, on_start):
+        trainer = Finetuning(model, images, val_images, class_names, config, device, name=name, tag=tag)
         restore(trainer, run, config)
         if not run.finished:
             run.begin()
             train(trainer, run, f"fine-tuning {name}")
-            run.finish(trainer.summary(run))
+            trainer.finish(run, test_images)
         return {**run.summary(), "folder": str(run.folder / "best")}
 
 
 def _largest_label(images: ImageData, test_images: ImageData) -> int:
     assert images.labels is not None and test_images.labels is not None
     return int(max(images.labels.max(), test_images.labels.max()))
+
+
+def _hold_out(images: ImageData, config: FinetuneConfig) -> tuple[ImageData, ImageData | None]:
+    """Returns the images to train on and those that choose the epoch, None if no class has an image to spare."""
+    assert images.labels is not None
+    if not config.holdout or int(images.labels.bincount().max()) < 2:
+        return images, None
+    drawn = balanced_subset(images.labels, config.holdout, config.seed)
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held_out[drawn[images.labels.bincount()[images.labels[drawn]] > 1]] = True  # a class's only image is learned
+    return images.subset(torch.nonzero(~held_out)[:, 0]), images.subset(torch.nonzero(held_out)[:, 0])
 
 
 def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
@@ -122,27 +148,13 @@ def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
     return fitting
 
 
-def _identity(model: ContrastiveModel, images: ImageData, test_images: ImageData, config: FinetuneConfig) -> Identity:
-    """Returns what must be the same for a run to be continued."""
-    values = {
-        "kind": "fine-tuning",
-        **describe_settings(config.to_dict(), FREE_ON_RESUME),
-        **describe_model(model),
-        **describe_images("data", images),
-        **describe_images("test", test_images),
-        "processes": world_size(),
-    }
-    defaults = {**FinetuneConfig().to_dict(), "kind": "fine-tuning"}
-    return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
-
-
 class Finetuning(Trainer):
     """Supervised training of a backbone with a fresh classifier.
 
     Args:
         model: A model of the zoo with its weights; it gets a classifier and is changed in place.
         images: Labeled training images.
-        test_images: Labeled images that the accuracy is measured on.
+        val_images: Labeled images that choose the best epoch, or None: the last one is taken.
         class_names: Names of the classes.
         config: Settings; the batch size fits the images.
         device: Where to compute.
@@ -150,15 +162,15 @@ class Finetuning(Trainer):
         tag: Tag of the published folder, or None.
     """
 
-    columns = ("epoch", "step", "loss", "top1", "top5", "lr", "images_per_second", "seconds")
-    best_by = "top1"
+    columns = ("epoch", "step", "loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds")
+    best_by = "val_top1"
     images: ImageData
 
     def __init__(
         self,
         model: ContrastiveModel,
         images: ImageData,
-        test_images: ImageData,
+        val_images: ImageData | None,
         class_names: list[str],
         config: FinetuneConfig,
         device: torch.device,
@@ -170,7 +182,8 @@ class Finetuning(Trainer):
         model.reset_classifier(len(class_names))
         super().__init__(model, images, config, device)
         torch.manual_seed(config.seed + rank())  # drop path
-        self.test_images, self.config, self.name = test_images, config, name
+        self.val_images, self.config, self.name, self.class_names = val_images, config, name, class_names
+        self.best_weights: dict[str, Tensor] = {}
         entries = {"label_names": class_names, "num_classes": len(class_names), **({"tag": tag} if tag else {})}
         self.describe_input(**entries)
         if config.freeze:
@@ -186,6 +199,7 @@ class Finetuning(Trainer):
             dtype=next(model.parameters()).dtype,
             channels_last=config.channels_last,
         )
+        self.policy = config.auto_augment and build_auto_augment(config.auto_augment, cfg["mean"], images.image_size)
         self.criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.mixup: Mixup | None = None
         if config.mixup or config.cutmix:
@@ -210,6 +224,8 @@ class Finetuning(Trainer):
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, targets = batch
+        if self.policy:
+            images = self._augmented(images)
         n, _, height, width = images.shape
         generator = seeded_generator(self.seed, "crops", self.state.step)
         parameters = self.views.draw(n * world_size(), height, width, generator)[n * rank() : n * (rank() + 1)]
@@ -225,6 +241,15 @@ class Finetuning(Trainer):
             self.ema.update(self.network, step=self.state.step - 1)
         return {"loss": loss.detach()}
 
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Applies timm's policy to uint8 images; it draws from the global generators, which are put back."""
+        assert callable(self.policy)
+        generator = seeded_generator(self.seed, "policy", self.state.step * world_size() + rank())
+        with preserved_rng():
+            seed_all(generator.initial_seed() % 2**32)
+            changed = [np.array(self.policy(to_pil_image(image))) for image in images.cpu()]
+        return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous().to(images.device)
+
     def trained_modules(self) -> list[nn.Module]:
         return [self.network] if self.ema is None else [self.network, self.ema.module]
 
@@ -234,43 +259,68 @@ class Finetuning(Trainer):
         return self.network if self.ema is None else self.ema.module
 
     def measure(self, epoch: int) -> dict[str, Any]:
+        if self.val_images is None:
+            return {}
+        scores, labels = self._scores(self.measured, self.val_images)
+        found = accuracy(scores, labels)
+        return {f"val_{top}": round(found[top], 3) for top in ("top1", "top5")}
+
+    def _scores(self, network: Any, images: ImageData) -> tuple[Tensor, Tensor]:
+        """Returns the class scores (N, C) of clean images and their labels (N,)."""
         workers = self.config.workers
-        test = extract_features(self.measured, self.test_images, num_workers=workers, across_processes=True)
-        classifier = self.measured.get_classifier()
+        extracted = extract_features(network, images, num_workers=workers, across_processes=True)
+        classifier = network.get_classifier()
         with torch.inference_mode():
-            scores = classifier(test.features.to(next(classifier.parameters())))
-        assert test.labels is not None
-        found = accuracy_with_interval(topk_correct(scores, test.labels.to(self.device)), len(test))
-        return {key: round(value, 3) for key, value in found.items()}
+            scores: Tensor = classifier(extracted.features.to(next(classifier.parameters())))
+        assert extracted.labels is not None
+        return scores, extracted.labels.to(scores.device)
+
+    def keep_best(self) -> None:
+        self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.measured.state_dict().items()}
 
     def publish(self, run: Run, name: str, row: dict[str, Any]) -> None:
+        metrics = {f"finetune_{top}": row[top] for top in ("top1", "top5") if top in row}
         with _weights_of(self.model, self.measured):
-            run.publish(
-                self.model,
-                name,
-                self.images,
-                recipe={**self.config.to_dict(), "finetuned_from": self.name},
-                metrics={f"finetune_{top}": row[top] for top in ("top1", "top5") if top in row},
-                projector=False,
-            )
+            self._publish(run, name, metrics)
 
-    def summary(self, run: Run) -> dict[str, Any]:
-        """Returns the figures of the best epoch."""
-        kept = ("top1", "top5", "top1_low", "top1_high", "epoch")
-        return {
-            **{key: self.state.best[key] for key in kept},
-            "train": len(self.images),
-            "test": len(self.test_images),
-            "steps": self.state.step,
-            "folder": str(run.folder / "best"),
-        }
+    def _publish(self, run: Run, name: str, metrics: dict[str, Any]) -> None:
+        recipe = {**self.config.to_dict(), "finetuned_from": self.name, "started_from": self.model.loaded_from}
+        run.publish(self.model, name, self.images, recipe=recipe, metrics=metrics, projector=False)
+
+    def finish(self, run: Run, test_images: ImageData) -> None:
+        """Measures the best epoch's weights on the test images, leaves them in the model, and ends the run."""
+        if not self.state.best:  # nothing chose an epoch
+            self.keep_best()
+        best = self.state.best or self.state.rows[-1]
+        self.network.load_state_dict(self.best_weights)
+        with preserved_rng():
+            scores, labels = self._scores(self.network, test_images)
+        result = {key: round(value, 3) for key, value in accuracy(scores, labels).items()}
+        if is_main():
+            confusion = confusion_matrix(scores.argmax(dim=1), labels, len(self.class_names))
+            write_confusion(run.folder, confusion, self.class_names)
+        self._publish(run, "best", {f"finetune_{top}": result[top] for top in ("top1", "top5")})
+        run.finish(
+            {
+                **result,
+                "val_top1": best.get("val_top1"),
+                "epoch": best["epoch"],
+                "train": len(self.images),
+                "val": len(self.val_images or ()),
+                "test": len(test_images),
+                "steps": self.state.step,
+                "folder": str(run.folder / "best"),
+            }
+        )
 
     def state_dict(self) -> dict[str, Any]:
         ema = self.ema.module.state_dict() if self.ema is not None else {}
-        return {**super().state_dict(), "network": self.network.state_dict(), "ema": ema}
+        tensors = {"network": self.network.state_dict(), "ema": ema, "best_weights": self.best_weights}
+        return {**super().state_dict(), **tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        self.best_weights = state.get("best_weights", {})
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         super().load_state_dict(state)

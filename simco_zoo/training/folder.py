@@ -13,32 +13,13 @@ from typing import Any
 
 from simco_zoo.files import check_disk_space, remove_partial, write_text
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
-from simco_zoo.training.identity import as_stored, differences
+from simco_zoo.training.identity import Identity, as_stored, differences
 from simco_zoo.training.lock import FolderLock
 
 RUN_FILE = "run.json"
 PUBLISHED = ("last", "best")
 # what a run writes; files of these names that are not a run's are never overwritten
 RESERVED = (RUN_FILE, "log.csv", "curves.png", "summary.json", "checkpoints", "tensorboard", *PUBLISHED)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What must be the same for a run to be continued.
-
-    Attributes:
-        values: Starting weights, images and settings, see ``identity.py``.
-        defaults: Values of settings that an older version did not store.
-        free: Keys that are not compared.
-        total_steps: Steps of the whole run.
-        branch_fixed: Keys that must agree even with a run that starts from another one's checkpoint.
-    """
-
-    values: dict[str, Any]
-    defaults: dict[str, Any]
-    free: Collection[str]
-    total_steps: int
-    branch_fixed: Collection[str] = ()
 
 
 @dataclass
@@ -116,12 +97,13 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def write_entry(self, start: Start, identity: Identity, resume: str) -> None:
+    def write_entry(self, start: Start, identity: Identity, total_steps: int, resume: str) -> None:
         """Writes ``run.json``, which makes the folder this run's."""
         entry = {
             "format": 1,
             "run": start.run,
-            "total_steps": identity.total_steps,
+            "schedule": identity.schedule,
+            "total_steps": total_steps,
             "identity": as_stored(identity.values),
             "branched_from": str(Path(resume).absolute()) if start.branched else self._entry.get("branched_from"),
         }
@@ -200,7 +182,7 @@ class RunFolder:
         path, checkpoint = found if found is not None else (None, None)
         self._compare(self._differences(identity, weights, checkpoint))
         run = self._entry.get("run", fresh.run)
-        return Start(run, checkpoint, path, finished=self._is_finished(identity.total_steps))
+        return Start(run, checkpoint, path, finished=self._is_finished(identity))
 
     def _start_from(self, file: Path, identity: Identity, fresh: Start) -> Start:
         """Goes back to an earlier checkpoint of this folder's run, or branches off another run."""
@@ -237,10 +219,15 @@ class RunFolder:
                 "output, or resume='never', which sets that run aside."
             )
 
-    def _is_finished(self, total_steps: int) -> bool:
-        summary = _read_json(self.path / "summary.json") or {}
-        steps = summary.get("steps")
-        return isinstance(steps, int) and steps >= total_steps and (self.path / "best").is_dir()
+    def _is_finished(self, identity: Identity) -> bool:
+        """Whether the run was finished, and no more steps are asked for than it has."""
+        steps = (_read_json(self.path / "summary.json") or {}).get("steps")
+        planned = identity.total_steps
+        if planned is None and self._entry.get("schedule") == as_stored(identity.schedule):
+            planned = self._entry.get("total_steps")
+        if not isinstance(steps, int) or not isinstance(planned, int):
+            return False
+        return steps >= planned and (self.path / "best").is_dir()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,17 @@ from torch import Tensor
 
 from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
+from simco_zoo.distributed import world_size
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.models.signatures import method_arguments
+from simco_zoo.training.augmentations import AugmentationSettings
+from simco_zoo.training.config import TrainingConfig
+from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.state import preserved_rng
 
 SAMPLE = 16  # images whose pixels are compared
-SCHEDULE = {"epochs", "max_steps"}  # compared as the number of steps, which may grow
+SCHEDULE = {"epochs", "max_steps", "max_hours"}  # compared as the number of steps, which may grow
+_IN_WORDS = {"augmentations", "view_preset"}  # the views' values are compared one by one
 # what a difference in a hash means
 _HASHES = {
     "model.weights": "other starting weights",
@@ -33,9 +40,74 @@ _HASHES = {
 }
 
 
-def describe_settings(settings: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
-    """Returns the settings of a config that decide the result."""
-    return {key: value for key, value in settings.items() if key not in free and key not in SCHEDULE}
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to be continued.
+
+    Attributes:
+        values: Starting weights, images and settings, see ``identity.py``.
+        defaults: Values of settings that an older version did not store.
+        free: Keys that are not compared.
+        schedule: Settings of the run's length, which may grow.
+        total_steps: Steps of the whole run; None if they depend on the time that a step takes.
+        branch_fixed: Keys that must agree even with a run that starts from another one's checkpoint.
+    """
+
+    values: dict[str, Any]
+    defaults: dict[str, Any]
+    free: Collection[str]
+    schedule: dict[str, Any]
+    total_steps: int | None
+    branch_fixed: Collection[str] = ()
+
+
+def run_identity(
+    kind: str,
+    model: ContrastiveModel,
+    images: ImageData | StreamedImages,
+    test_images: ImageData | None,
+    config: TrainingConfig | FinetuneConfig,
+    *,
+    free: Collection[str],
+    branch_fixed: Collection[str],
+) -> Identity:
+    """Returns the identity of a run.
+
+    Args:
+        kind: "pretraining" or "fine-tuning".
+        model: The model with its starting weights.
+        images: Training images.
+        test_images: Images that accuracies are measured on, or None.
+        config: Settings.
+        free: Settings that are not compared.
+        branch_fixed: See ``Identity``.
+    """
+    settings = config.to_dict()
+    values = {
+        "kind": kind,
+        "processes": world_size(),
+        **describe_settings(settings, free),
+        **describe_model(model),
+        **describe_images("data", images),
+        **describe_images("test", test_images),
+    }
+    if isinstance(images, StreamedImages):
+        values["data.workers"] = config.workers  # they share the stream out
+    defaults = type(config)().to_dict()
+    if isinstance(config, TrainingConfig):  # an older version had the presets alone
+        defaults["view_preset"] = AugmentationSettings(config.views).describe_augmentations()["view_preset"]
+    defaults = {"kind": kind, **describe_settings(defaults)}
+    defaults.update({f"model.{name}": p.default for name, p in method_arguments(type(model)).items()})
+    schedule = {key: settings[key] for key in SCHEDULE & settings.keys()}
+    steps = None if settings.get("max_hours") else config.total_steps(len(images))
+    return Identity(values, defaults, free, schedule, steps, branch_fixed)
+
+
+def describe_settings(settings: dict[str, Any], free: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the settings of a config that decide the result; of the views every value by itself."""
+    preset = settings.get("view_preset", {})
+    described = {key: value for key, value in settings.items() if key not in {*free, *SCHEDULE, *_IN_WORDS}}
+    return {**described, **{f"views.{key}": value for key, value in preset.items()}}
 
 
 def describe_model(model: ContrastiveModel) -> dict[str, Any]:

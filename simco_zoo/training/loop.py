@@ -18,7 +18,7 @@ from simco_zoo.training.interruption import Interrupted
 from simco_zoo.training.optimizer import Phase, extend, plan
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import preserved_rng, set_rng_state
-from simco_zoo.training.trainer import Trainer, TrainingError, total_steps
+from simco_zoo.training.trainer import Trainer, TrainingError
 
 
 def restore(trainer: Trainer, run: Run, config: TrainingConfig | FinetuneConfig) -> None:
@@ -27,35 +27,62 @@ def restore(trainer: Trainer, run: Run, config: TrainingConfig | FinetuneConfig)
     Raises:
         ValueError: If the run was started for more steps than it has now.
     """
-    state, steps = trainer.state, total_steps(config, len(trainer.images))
+    state, per_epoch = trainer.state, trainer.steps_per_epoch
     checkpoint = run.restore(state)
     if checkpoint is None:
+        steps = _planned_steps(trainer, run, config, None)
+        if steps != trainer.total_steps:
+            trainer.set_phases([plan(config, per_epoch, 0, steps)])
         return
-    phases = [Phase(**phase) for phase in checkpoint["phases"]]
-    if not phases:  # of a checkpoint of an earlier version
-        before = {**config.to_dict(), **checkpoint["identity"]}
-        limit = before.get("max_steps") or math.inf
-        planned = min(before["epochs"] * trainer.steps_per_epoch, limit)
-        phases = [plan(config, trainer.steps_per_epoch, 0, int(planned))]
-    if run.start.branched:
-        phases = [plan(config, trainer.steps_per_epoch, 0, steps)]
-    if steps < max(phases[-1].end, state.step):
-        raise ValueError(
-            f"the run in {run.folder} was started for {phases[-1].end} steps and is at step {state.step}, but now has "
-            f"{steps}; it can be extended, but not shortened (see epochs, max_steps, batch_size)."
-        )
     trainer.load_state_dict(checkpoint)
     for name, buffer in trainer.local_buffers().items():
         buffer.copy_(checkpoint["own"]["buffers"].get(name, buffer))
+    phases = _phases_of(checkpoint, config, per_epoch)
+    trainer.set_phases(phases)
+    steps = _planned_steps(trainer, run, config, None if run.start.branched else checkpoint)
+    if run.start.branched:
+        phases = [plan(config, per_epoch, 0, steps)]
+    if steps < max(phases[-1].end, state.step):
+        raise ValueError(
+            f"the run in {run.folder} was started for {phases[-1].end} steps and is at step {state.step}, but now has "
+            f"{steps}; it can be extended, but not shortened (see epochs, max_steps, max_hours, batch_size)."
+        )
     said = f"goes on from step {state.step} of {steps} ({run.start.path})"
     if steps > phases[-1].end:
         said += f", extended from {phases[-1].end} steps"
-        phases = extend(phases, config, trainer.steps_per_epoch, state.step, steps)
+        phases = extend(phases, config, per_epoch, state.step, steps)
         if phases[-1].start == state.step:
             said += ": the learning rate warms up again, then decays"
     trainer.set_phases(phases)
     set_rng_state(checkpoint["own"]["rng"])
     run.progress.say(f"the run in {run.folder} is finished" if run.finished else said)
+
+
+def _phases_of(checkpoint: dict[str, Any], config: TrainingConfig | FinetuneConfig, per_epoch: int) -> list[Phase]:
+    """Returns the stretches of the run as they were planned when the checkpoint was written."""
+    if checkpoint["phases"]:
+        return [Phase(**phase) for phase in checkpoint["phases"]]
+    before = {**config.to_dict(), **checkpoint["identity"]}  # of an earlier version
+    planned = min(before["epochs"] * per_epoch, before.get("max_steps") or math.inf)
+    return [plan(config, per_epoch, 0, int(planned))]
+
+
+def _planned_steps(
+    trainer: Trainer, run: Run, config: TrainingConfig | FinetuneConfig, checkpoint: dict[str, Any] | None
+) -> int:
+    """Returns the steps of the whole run: by its settings, or by the time that a step takes."""
+    most, hours = config.total_steps(len(trainer.images)), getattr(config, "max_hours", None)
+    if hours is None:
+        return most
+    if checkpoint is not None and checkpoint.get("schedule") == run.schedule:
+        return trainer.total_steps
+    state = trainer.state
+    steps = state.step + trainer.fitting_steps(3600 * hours - state.seconds, most - state.step)
+    epochs = steps / trainer.steps_per_epoch
+    run.progress.say(
+        f"{hours:g} hours are enough for {steps} steps ({epochs:.1f} epochs), by the time of the first ones"
+    )
+    return steps
 
 
 def train(trainer: Trainer, run: Run, description: str) -> None:
@@ -75,6 +102,7 @@ def train(trainer: Trainer, run: Run, description: str) -> None:
                 with preserved_rng():
                     row.update(trainer.measure(row["epoch"]))
                     if run.record(row, final):
+                        trainer.keep_best()
                         trainer.publish(run, "best", row)
                 if final or row["epoch"] % trainer.checkpoint_every == 0:
                     save(trainer, run)
@@ -114,7 +142,7 @@ def run_epoch(trainer: Trainer, run: Run) -> dict[str, Any]:
         now = time.perf_counter()
         state.add_seconds(now - began)
         began = now
-        if run.step_done():
+        if run.step_done(report):
             _look(trainer, run, report)
     _look(trainer, run, report)  # before anything of this epoch is saved
     totals = mean_over_processes(torch.stack(list(state.sums.values()))) / state.epoch_steps

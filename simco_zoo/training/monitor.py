@@ -69,7 +69,7 @@ class Monitor:
     def diagnostics(self) -> dict[str, Any]:
         """Measures alignment, uniformity, rank and the anchors' weights on as many images as a batch has."""
         limit = max(2, min(self.config.batch_size, 512))
-        found = diagnose(self.model, self.images, views=self.config.views, limit=limit, seed=self.config.seed)
+        found = diagnose(self.model, self.images, views=self.config.view_preset, limit=limit, seed=self.config.seed)
         return {name: round(value, 4) for name, value in found.items()}
 
     @property

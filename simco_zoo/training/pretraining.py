@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simco_zoo.data import ImageData, TwoViews, load_images, load_splits
-from simco_zoo.data.presets import PRESETS
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.contrastive import known_options, takes_more_views
+from simco_zoo.models.contrastive import known_options
 from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
-from simco_zoo.models.signatures import method_arguments
-from simco_zoo.training.checks import check_batch_size, check_image_size
+from simco_zoo.training.budget import fitting_steps
+from simco_zoo.training.checks import check_pretraining
 from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig, parse_sizes
-from simco_zoo.training.folder import Identity
-from simco_zoo.training.identity import describe_images, describe_model, describe_settings
+from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.log import COLUMNS, peak_memory_mb
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.monitor import Monitor
@@ -36,7 +33,7 @@ from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import Phase
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seed_all, seeded_generator
-from simco_zoo.training.trainer import Trainer, TrainingError, total_steps
+from simco_zoo.training.trainer import Trainer, TrainingError
 
 COLLAPSED_STD = 0.01  # deviation of the projections, 1 for a uniform sphere, below which nothing is left to learn from
 _SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}
@@ -53,6 +50,7 @@ def pretrain(
     tag: str | None = None,
     progress_bar: bool | None = None,
     on_start: Callable[[], None] | None = None,
+    callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> Path:
     """Pretrains a model on images, without their labels.
@@ -77,6 +75,7 @@ def pretrain(
         tag: Tag under which the weights are to be published, e.g. the data set.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
         on_start: Called when everything was checked, before the first step, on the process that writes the files.
+        callbacks: Objects that are told of steps, epochs and the end, see ``Callback``.
         **settings: Settings by name, e.g. ``epochs=10``; they take precedence over those in ``config``.
 
     Returns:
@@ -94,7 +93,7 @@ def pretrain(
     else:
         images, test_images = load_splits(images, test_images, test_split="test" if test_images is not None else None)
     device = init_distributed(pick_device(config.device))
-    check(model, images, test_images, config, device)
+    check_pretraining(model, images, test_images, config, device)
 
     folder = Path(output or Path("runs") / (model.architecture or model.method)).absolute()
     run = Run(
@@ -104,10 +103,16 @@ def pretrain(
         best_by=Pretraining.best_by,
         tag=tag,
         progress_bar=progress_bar,
+        callbacks=callbacks,
     )
     # weights, a key encoder and the optimizer's momentum in each checkpoint; last/ and best/
     size = sum(tensor.nbytes for tensor in model.state_dict().values()) * (3 * (config.keep_checkpoints + 1) + 3)
-    with run.opened(resume, lambda: _identity(model, images, test_images, config), model, size, on_start):
+
+    def identity() -> Identity:
+        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED}
+        return run_identity("pretraining", model, images, test_images, config, **sets)
+
+    with run.opened(resume, identity, model, size, on_start):
         trainer = Pretraining(model, images, test_images, config, device, tag)
         restore(trainer, run, config)
         if not run.finished:
@@ -117,73 +122,6 @@ def pretrain(
     return folder / "last"
 
 
-def check(
-    model: ContrastiveModel,
-    images: ImageData | StreamedImages,
-    test_images: ImageData | None,
-    config: TrainingConfig,
-    device: torch.device,
-) -> None:
-    """Checks that settings, model, images and device fit each other, before any file is touched.
-
-    Raises:
-        ValueError: If they do not, with the remedy.
-    """
-    if config.views not in PRESETS:
-        raise ValueError(f"views is {config.views!r}, but has to be one of {', '.join(PRESETS)}.")
-    check_batch_size(len(images), config.batch_size, config.accumulate)
-    if config.sync_bn and device.type != "cuda":
-        raise ValueError(
-            f"sync_bn needs GPUs, as torch's SyncBatchNorm does, but the device is {device}; "
-            "leave it out, or use a backbone without batch norm."
-        )
-    if config.sync_bn and getattr(model, "bn_splits", 1) > 1:
-        raise ValueError("sync_bn joins what bn_splits parts; choose one of them.")
-    if config.online_linear and (images.labels is None or test_images is None or test_images.labels is None):
-        raise ValueError("online_linear needs labels of the training and of the test images; leave it out.")
-    if config.online_linear and not known_options(model, {"report_features": True}):
-        raise ValueError(f"online_linear needs features, but contrast of {model.method} takes no report_features.")
-    if config.views_per_image > 2 and not takes_more_views(model):
-        raise ValueError(
-            f"views_per_image is {config.views_per_image}, but contrast of {model.method} takes two views."
-        )
-    if config.freeze_patch_embed and getattr(model.backbone, "patch_embed", None) is None:
-        raise ValueError(f"{model.architecture} has no patch embedding; leave freeze_patch_embed out.")
-    for side in {images.image_size, *(side for side, _ in parse_sizes(config.sizes or f"{images.image_size}:1"))}:
-        check_image_size(model, side)
-    if isinstance(model, MoCo) and model.queue_size >= len(images):
-        warnings.warn(
-            f"the queue of {model.queue_size} keys is as long as the data set of {len(images)} images or longer: "
-            "it holds older keys of the query's own image as negatives; a tenth of the images serves better.",
-            stacklevel=3,
-        )
-
-
-def _identity(
-    model: ContrastiveModel,
-    images: ImageData | StreamedImages,
-    test_images: ImageData | None,
-    config: TrainingConfig,
-) -> Identity:
-    """Returns what must be the same for a run to be continued."""
-    values = {
-        "kind": "pretraining",
-        **describe_settings(config.to_dict(), FREE_ON_RESUME),
-        **describe_model(model),
-        **describe_images("data", images),
-        **describe_images("test", test_images),
-        "processes": world_size(),
-    }
-    if isinstance(images, StreamedImages):
-        values["data.workers"] = config.workers  # they share the stream out
-    defaults = {**TrainingConfig().to_dict(), **_method_defaults(model), "kind": "pretraining"}
-    return Identity(values, defaults, FREE_ON_RESUME, total_steps(config, len(images)), BRANCH_FIXED)
-
-
-def _method_defaults(model: ContrastiveModel) -> dict[str, Any]:
-    return {f"model.{name}": parameter.default for name, parameter in method_arguments(type(model)).items()}
-
-
 class Pretraining(Trainer):
     """Contrastive training of a model: the views, the loss, the gradient, the update of the weights.
 
@@ -191,7 +129,7 @@ class Pretraining(Trainer):
         model: A model of the zoo; changed in place.
         images: Training images.
         test_images: Images that accuracies are measured on, or None.
-        config: Settings that ``check`` has accepted.
+        config: Settings that ``check_pretraining`` has accepted.
         device: Where to compute.
         tag: Tag of the published weights, or None.
     """
@@ -230,11 +168,11 @@ class Pretraining(Trainer):
 
     def _describe_views(self, tag: str | None) -> None:
         """Makes the views of each side of the resolution ramp, and writes their normalization into the model."""
-        config, model = self.config, self.model
+        config, model, preset = self.config, self.model, self.config.view_preset
         self.stages = parse_sizes(config.sizes or f"{self.images.image_size}:1")
         self.views = {
             side: TwoViews(
-                config.views,
+                preset,
                 size=side,
                 count=config.views_per_image,
                 dtype=next(model.parameters()).dtype,
@@ -244,7 +182,6 @@ class Pretraining(Trainer):
             )
             for side, _ in self.stages
         }
-        preset = PRESETS[config.views]
         cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
         model.set_pretrained_cfg({**cfg, **({"tag": tag} if tag else {})})
         self.describe_input(
@@ -321,6 +258,9 @@ class Pretraining(Trainer):
         for indices, batch in zip(on_device, batches, strict=True):
             yield batch, None if labels is None else labels[indices]
 
+    def fitting_steps(self, seconds: float, most: int) -> int:
+        return fitting_steps(self, seconds, most)
+
     def check_means(self, means: dict[str, float], epoch: int) -> None:
         super().check_means(means, epoch)
         if means.get("proj_std", math.inf) < COLLAPSED_STD:
@@ -344,6 +284,7 @@ class Pretraining(Trainer):
             measured["knn_temperature"] = 0.1
         recipe = {
             **self.config.to_dict(),
+            "started_from": self.model.loaded_from,
             "steps": self.state.step,
             "total_steps": self.total_steps,
             "seconds": round(self.state.seconds, 1),

@@ -19,11 +19,12 @@ from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, ran
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.publishing import save_pretrained
 from simco_zoo.report.curves import draw_curves
+from simco_zoo.training.callbacks import notify
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
-from simco_zoo.training.folder import Identity, RunFolder, Start
-from simco_zoo.training.identity import hash_tensors
+from simco_zoo.training.folder import RunFolder, Start
+from simco_zoo.training.identity import Identity, hash_tensors
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import DRAW_EVERY, hardware, write_log, write_summary
 from simco_zoo.training.progress import Progress
@@ -41,6 +42,7 @@ class Run:
         best_by: The column whose highest value makes an epoch the best one.
         tag: Tag of the published weights.
         progress_bar: Show a progress bar; None: a bar if stderr is a terminal, else a line per epoch.
+        callbacks: See ``Callback``.
     """
 
     def __init__(
@@ -52,16 +54,19 @@ class Run:
         best_by: str,
         tag: str | None = None,
         progress_bar: bool | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.folder, self.config, self.tag = folder, config, tag
+        self.callbacks = list(callbacks) if is_main() else []
         self.columns, self.best_by = tuple(columns), best_by
         self.state = TrainState()
         self.start = Start("")
         self.start_step = 0
         self.progress = Progress(is_main() and progress_bar is not False, progress_bar)
         self.interruption = Interruption()
-        self._identity = Identity({}, {}, (), 0)
+        self._identity = Identity({}, {}, (), {}, 0)
         self._board = TensorBoard(folder, 0, enabled=False)
+        self._begun, self._summary = False, dict[str, Any]()
         self._drawn = -math.inf  # when the curves were drawn last
         self._saved = -math.inf  # when the last checkpoint was written
 
@@ -103,6 +108,13 @@ class Run:
         finally:
             if is_main():
                 folder.close()
+                if self._begun:
+                    notify(self.callbacks, "on_end", self._summary)
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Settings of the run's length."""
+        return self._identity.schedule
 
     @property
     def finished(self) -> bool:
@@ -111,8 +123,9 @@ class Run:
 
     def begin(self) -> None:
         """Makes the folder this run's; everything has been checked, and the first step comes next."""
+        self._begun = True
         if is_main():
-            self._folder.write_entry(self.start, self._identity, self._resume)
+            self._folder.write_entry(self.start, self._identity, self.state.phases[-1].end, self._resume)
             if self._on_start is not None:
                 self._on_start()
         barrier()
@@ -155,9 +168,10 @@ class Run:
         due = minutes > 0 and time.monotonic() - self._saved > 60 * minutes
         return self.interruption.check(due and is_main())
 
-    def step_done(self) -> bool:
-        """Counts a step; returns whether it is one that is looked at."""
+    def step_done(self, report: dict[str, Tensor]) -> bool:
+        """Counts a step and tells of it; returns whether it is one that is looked at."""
         self.progress.step()
+        notify(self.callbacks, "on_step", self.state.step, report)
         return self.state.step % self.config.log_every == 0
 
     def show(self, values: dict[str, float]) -> None:
@@ -171,7 +185,7 @@ class Run:
         """Adds an epoch's row to the log; returns whether the epoch is the best so far."""
         state = self.state
         state.end_epoch(row)
-        self._board.add(row)
+        notify([self._board, *self.callbacks], "on_epoch", numbers(row))
         self.write_log(final)
         self.progress.epoch(row)
         better = row.get(self.best_by, -math.inf) > state.best.get(self.best_by, -math.inf)
@@ -206,6 +220,7 @@ class Run:
             **tensors,
             "run": self.start.run,
             "identity": self._identity.values,
+            "schedule": self.schedule,
             "weights": hash_tensors(model.state_dict().values()),
             "step": state.step,
             "seconds": state.seconds,
@@ -244,6 +259,7 @@ class Run:
         """Writes the summary; it makes the run a finished one."""
         if is_main():
             write_summary(self.folder / "summary.json", summary)
+        self._summary = summary
         barrier()
 
     def summary(self) -> dict[str, Any]:
@@ -260,6 +276,11 @@ class Run:
             f"go on from the last checkpoint in a new folder with a lower learning rate than {lr:g}: "
             f"--resume {saved[-1]} --lr {lr / 2:g} --output {self.folder}-2"
         )
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row of the log."""
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
 def describe_data(images: ImageData | StreamedImages) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ class TensorBoard:
 
             self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Writes the numbers of an epoch's row, each under its column's name, at that epoch."""
+    def on_epoch(self, row: Mapping[str, float]) -> None:
+        """Writes the numbers of an epoch, each under its column's name, at that epoch."""
         if self._writer is None:
             return
         for name, value in row.items():
-            if name not in ("epoch", "step") and isinstance(value, int | float):
+            if name not in ("epoch", "step"):
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 

@@ -57,7 +57,7 @@ class Trainer(ABC):
         self.images_per_step = config.images_per_step  # of all processes
         self.images_per_process = config.batch_size // world_size()  # in one forward
         self.steps_per_epoch = len(images) // self.images_per_step
-        self.state.phases = [plan(config, self.steps_per_epoch, 0, total_steps(config, len(images)))]
+        self.state.phases = [plan(config, self.steps_per_epoch, 0, config.total_steps(len(images)))]
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(device).to(memory_format=memory_format)
 
@@ -144,10 +144,17 @@ class Trainer(ABC):
     def measure(self, epoch: int) -> dict[str, Any]:
         """Measures the model after an epoch; every process calls it, the main process gets the numbers."""
 
+    def fitting_steps(self, seconds: float, most: int) -> int:
+        """Returns how many steps fit into a time, at most ``most``; every process calls it."""
+        raise NotImplementedError
+
     def check_means(self, means: dict[str, float], epoch: int) -> None:
         """Raises TrainingError if the means of an epoch show that going on is pointless."""
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the mean loss of epoch {epoch} is {means['loss']}; lower the learning rate.")
+
+    def keep_best(self) -> None:  # noqa: B027 - most trainers need not
+        """Is called after the best epoch so far, before it is published."""
 
     @abstractmethod
     def publish(self, run: Run, name: str, row: dict[str, Any]) -> None:
@@ -179,10 +186,3 @@ class Trainer(ABC):
             if isinstance(module, _BatchNorm)
             for name, buffer in module.named_buffers(recurse=False)
         }
-
-
-def total_steps(config: TrainingConfig | FinetuneConfig, images: int) -> int:
-    """Returns the steps of a run on so many images."""
-    steps = config.epochs * (images // config.images_per_step)
-    bound = getattr(config, "max_steps", None)
-    return steps if bound is None else min(steps, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import signal
 
@@ -62,18 +63,96 @@ def test_the_published_folder_is_the_measured_classifier(done):
 def test_what_a_run_leaves(done):
     result, folder = done
     rows = (folder / "log.csv").read_text().splitlines()
-    assert rows[0].split(",")[:5] == ["epoch", "step", "loss", "top1", "top5"]
+    assert rows[0].split(",")[:5] == ["epoch", "step", "loss", "val_top1", "val_top5"]
     assert len(rows) == 6
     best = max(rows[1:], key=lambda row: float(row.split(",")[3]))
-    assert float(best.split(",")[3]) == result["top1"]
+    assert float(best.split(",")[3]) == result["val_top1"] and int(best.split(",")[0]) == result["epoch"]
     assert json.loads((folder / "summary.json").read_text()) == result
     card = (folder / "best" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
-    assert "fine-tuned with the labels" in card
+    assert "trained with the labels of tensor from random weights" in card
     assert f"{result['top1']:.2f}" in card
 
 
-@pytest.mark.parametrize("settings", [{}, {"mixup": 0.5, "cutmix": 0.5}, {"ema": 0.0, "opt": "momentum"}])
+def test_the_test_images_are_measured_once_with_the_weights_that_the_held_out_images_chose(tmp_path, monkeypatch):
+    """Independent: the accuracy of the returned model, and of the epochs' weights on images nobody trained on."""
+    measured = []
+    scores = Finetuning._scores
+
+    def watched(self, network, data):
+        measured.append((len(data), data.names))
+        return scores(self, network, data)
+
+    monkeypatch.setattr(Finetuning, "_scores", watched)
+    network = model()
+    test = images(30, 1)
+    result = finetune(network, images(), test, output=tmp_path, holdout=0.25, **SETTINGS)
+    assert [count for count, _ in measured] == [16, 16, 16, 30]  # three epochs, then once
+    assert (result["train"], result["val"], result["test"]) == (48, 16, 30)
+    held_out = [int(name.split("/")[1]) for name in measured[0][1]]
+    assert torch.bincount(images().labels[held_out]).tolist() == [6, 5, 5]
+    cfg = network.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    def accuracy(data):
+        with torch.no_grad():
+            predicted = network.eval()((data.images / 255 - mean) / std).argmax(1)
+        return 100 * (predicted == data.labels).double().mean().item()
+
+    assert accuracy(test) == pytest.approx(result["top1"], abs=1e-3)
+    assert accuracy(images().subset(held_out)) == pytest.approx(result["val_top1"], abs=1e-3)
+    best = max(csv.DictReader((tmp_path / "log.csv").open()), key=lambda row: float(row["val_top1"]))
+    assert result["val_top1"] == float(best["val_top1"]) and result["epoch"] == int(best["epoch"])
+
+
+def test_without_held_out_images_the_last_epoch_counts(tmp_path):
+    result = run(tmp_path, holdout=0.0)
+    assert (result["train"], result["val"], result["epoch"], result["val_top1"]) == (64, 0, 3, None)
+    state = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
+    published = simco_zoo.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).backbone.state_dict()
+    assert all(torch.equal(published[name], tensor) for name, tensor in state["ema"].items() if name in published)
+
+
+def test_each_class_and_each_confusion_are_counted(done):
+    result, folder = done
+    table = list(csv.reader((folder / "confusion.csv").open()))
+    assert table[0] == ["true class", "red", "green", "blue"] and [row[0] for row in table[1:]] == table[0][1:]
+    counts = torch.tensor([[int(value) for value in row[1:]] for row in table[1:]])
+    assert counts.sum(1).tolist() == [10, 10, 10]
+    assert 100 * counts.trace().item() / 30 == pytest.approx(result["top1"], abs=1e-3)
+    classes = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [row["class"] for row in classes] == ["red", "green", "blue"]
+    assert [row["images"] for row in classes] == ["10"] * 3
+    expected = [100 * counts[i, i].item() / 10 for i in range(3)]
+    assert [float(row["top1"]) for row in classes] == pytest.approx(expected)
+    assert (folder / "confusion.png").is_file() == (importlib.util.find_spec("matplotlib") is not None)
+
+
+def test_timms_policies_change_the_images_before_the_crop(tmp_path):
+    config = FinetuneConfig(auto_augment="rand-m9-mstd0.5-inc1", device="cpu", batch_size=16)
+    names = ["red", "green", "blue"]
+    trainer = Finetuning(model(), images(), None, names, config, torch.device("cpu"), name="toy")
+    batch = images().images[:8]
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    changed = trainer._augmented(batch)
+    assert changed.dtype == torch.uint8 and changed.shape == batch.shape and not torch.equal(changed, batch)
+    assert torch.equal(trainer._augmented(batch), changed) and torch.equal(torch.random.get_rng_state(), before)
+    trainer.state.step = 1
+    assert not torch.equal(trainer._augmented(batch), changed)
+    with pytest.raises(ValueError, match="auto_augment is 'random', which timm does not know"):
+        FinetuneConfig(auto_augment="random")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mixup": 0.5, "cutmix": 0.5},
+        {"ema": 0.0, "opt": "momentum"},
+        {"auto_augment": "rand-m9-mstd0.5-inc1", "holdout": 0.0},
+    ],
+)
 def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch):
     run(tmp_path / "whole", **settings)
     step = Finetuning.train_step
@@ -89,7 +168,7 @@ def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch
     torch.manual_seed(77)
     run(tmp_path / "cut", **settings)
     states = [load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("cut", "whole")]
-    for part in ("network", "ema"):
+    for part in ("network", "ema", "best_weights"):
         for name, tensor in states[1][part].items():
             assert torch.equal(states[0][part][name], tensor), name
 
@@ -121,7 +200,8 @@ def test_layers_learn_at_their_own_rates():
 
 
 def test_a_share_of_the_labels(tmp_path):
-    assert run(tmp_path, epochs=1, label_fraction=0.25)["train"] == 16
+    result = run(tmp_path, epochs=1, label_fraction=0.25)
+    assert result["train"] + result["val"] == 16
 
 
 def test_labels_that_do_not_fit(tmp_path):
@@ -138,6 +218,7 @@ def test_labels_that_do_not_fit(tmp_path):
     ({"ema": 1.0}, "ema is 1.0"),
     ({"layer_decay": 2.0}, "layer_decay is 2.0"),
     ({"lr": 0.0}, "lr is 0.0"),
+    ({"holdout": 1.0}, "holdout is 1.0"),
     ({"amp": "fp8"}, "amp is 'fp8'"),
 ])  # fmt: skip
 def test_settings_out_of_range(settings, message):
@@ -150,6 +231,6 @@ def test_tensorboard_shows_the_log(done):
     shown = accumulator.EventAccumulator(str(done[1] / "tensorboard"))
     shown.Reload()
     rows = list(csv.DictReader((done[1] / "log.csv").open()))
-    for name in ("loss", "top1", "top5", "lr"):
+    for name in ("loss", "val_top1", "val_top5", "lr"):
         found = [(event.step, event.value) for event in shown.Scalars(name)]
         assert found == [(int(row["epoch"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows], name
