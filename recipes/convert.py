@@ -1,4 +1,4 @@
-"""Turn other people's checkpoints of MoCo, SimMoCo and SimCo into a published folder.
+"""Turn other people's checkpoints into a published folder: ResNets of MoCo, SimMoCo, SimCo, and plain timm weights.
 
     python recipes/convert.py --checkpoint last.ckpt --method simco --stem-padding 2 --output FOLDER
 

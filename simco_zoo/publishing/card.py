@@ -313,12 +313,12 @@ def _evaluation(config: dict[str, Any]) -> str:
     metrics, recipe = config["simco_zoo"]["metrics"], config["simco_zoo"]["recipe"]
     k, temperature = metrics.get("knn_k", 200), metrics.get("knn_temperature", 0.1)
     trained = "classifier on the frozen backbone" if recipe.get("freeze") else "backbone and classifier"
-    chosen = "held-out training images" if recipe.get("val_fraction") else "these test images, which flatters it"
+    chosen = "epoch chosen by held-out training images" if recipe.get("holdout") else "the last epoch"
     protocols = {
         "knn": f"k = {k}, cosine, exp(s / {temperature}) votes, clean images, bank: the training images",
         "linear": "logistic regression on standardized features of clean images, weight decay by held-out images",
         "online": "a linear classifier trained during the run on the views' features, without gradient to the backbone",
-        "finetune": f"{trained} trained with labels; clean test images, epoch chosen by {chosen}",
+        "finetune": f"{trained} trained with labels; clean test images, {chosen}",
     }
     rows = [
         (_METRICS[key], _number(metrics, f"{key}_top1"), _number(metrics, f"{key}_top5"), how)

@@ -61,7 +61,7 @@ def test_its_accuracy_is_that_of_the_classifier_on_clean_images(probed):
     assert summary["peak_memory_mb"] > 50  # torch alone takes more
     config = json.loads((folder / "last" / "config.json").read_text())
     assert config["simco_zoo"]["metrics"]["online_top1"] == pytest.approx(expected)
-    assert "a linear classifier trained beside the run" in (folder / "last" / "README.md").read_text()
+    assert "a linear classifier trained during the run" in (folder / "last" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("joint_bn", [True, False])
