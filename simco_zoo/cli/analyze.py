@@ -31,7 +31,7 @@ UNTRAINED_IMAGES = 1024
 
 def build_parser() -> argparse.ArgumentParser:
     parser = build_command("analyze", __doc__, "STUDY")
-    parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=f"what to measure: {', '.join(STUDIES)}")
     what = parser.add_argument_group("strength")
     add_model(what)
     data = parser.add_argument_group("data")
@@ -51,7 +51,7 @@ def strength(args: argparse.Namespace, output: Path) -> dict[str, object]:
     """Measures the anchors of a model and of the same network untrained."""
     model = simco_zoo.create_model(args.model, pretrained=args.weights != "none", weights=_weights(args))
     size = model.pretrained_cfg["input_size"][-1]
-    images = load_images(args.dataset, split=args.split, image_size=size, limit=args.limit, **columns(args))
+    images = load_images(args.dataset, split=args.split, image_size=size, **columns(args))
     torch.manual_seed(args.seed)
     untrained = simco_zoo.create_model(args.model)
     device, limit = pick_device(args.device), min(args.anchors, 1024) if args.quick else args.anchors

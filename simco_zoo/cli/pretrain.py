@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return error.exit_code
     if summary_file.stat().st_mtime_ns == written_before:
-        print("this run was finished before; --resume never or another --output starts it afresh")
+        print("this run is finished; --resume never or another --output starts it afresh")
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     print(f"load it: simco_zoo.create_model('local-dir:{folder}', pretrained=True)")
     print(json.dumps(summary))

@@ -126,7 +126,8 @@ class MoCo(MomentumModel):
         with torch.no_grad():
             keys = self._embed_keys(key_encoder, key_views, generator, across_processes)  # (N, D) per key view
         queries, features = self.embed(self, *query_views)  # (N, D) and (N, num_features) per query view
-        loss = partial(self._loss, mixing=self._mixing(hold_key_encoder), generator=generator)
+        mixing = self.mix is not None and self._warmed_up(hold_key_encoder)
+        loss = partial(self._loss, mixing=mixing, generator=generator)
         total = mean_over_pairs(loss, queries, keys, same_views=self.symmetric)  # a query meets the other views' keys
         if self.training:
             all_keys, _ = gather_keys(*keys) if across_processes else (keys, 0)  # (M, D), M = N x processes
@@ -144,10 +145,8 @@ class MoCo(MomentumModel):
         return mixed_info_nce(query, key, queue, mixed, self.temperature)
 
     @torch.compiler.disable
-    def _mixing(self, hold: bool) -> bool:
-        """Whether the warm-up is over; in training mode one more step is counted, unless held."""
-        if self.mix is None:
-            return False
+    def _warmed_up(self, hold: bool) -> bool:
+        """Whether the warm-up of mixing is over; in training mode one more step is counted, unless held."""
         assert self.mix_steps is not None
         warm = int(self.mix_steps) >= self.mix_warmup
         if self.training and not hold:

@@ -100,7 +100,7 @@ def test_both_sides_of_the_loader_make_the_same_batches(recipes, monkeypatch):
 
         def record(self: Any, index: Any) -> Any:
             batch = fetch(self, index)
-            batches.append(batch[0] if isinstance(batch, list) else batch)
+            batches.append(batch[0] if isinstance(batch, list | tuple) else batch)
             return batch
 
         return record

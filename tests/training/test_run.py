@@ -36,7 +36,8 @@ SETTINGS = {"epochs": 2, "batch_size": 8, "linear": False, "progress_bar": False
 
 def run(folder: Path, *, start: object = None, data: ImageData | None = None, **settings) -> Path:
     data = images(24) if data is None else data
-    return pretrain(start or model(), data, test_images=images(10), output=folder, **{**SETTINGS, **settings})
+    settings = {"test_images": images(10), **SETTINGS, **settings}
+    return pretrain(start or model(), data, output=folder, **settings)
 
 
 def last_state(folder: Path) -> dict:
@@ -117,6 +118,8 @@ def test_what_decides_the_result_is_compared(change, message, copy):
     if "start" in changed:
         changed["start"] = model(seed=changed["start"])
     before = {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()}
+    if change == {"data": "classes"}:
+        changed["test_images"] = other(images(10), class_names=["a", "b"])
     with pytest.raises(ValueError, match=message):
         run(copy, **changed)
     assert {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()} == before
