@@ -237,7 +237,13 @@ def _load_sample(
 def views_of(run: Run) -> TwoViews:
     """Returns what made the run's training views: its preset, or fine-tuning's crops and flips."""
     recipe, cfg = run.section["recipe"], run.config["pretrained_cfg"]
-    preset = ViewPreset(**recipe["view_preset"]) if "view_preset" in recipe else PRESETS.get(recipe.get("views"))
+    if "view_preset" in recipe:  # JSON has lists for tuples
+        values = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in recipe["view_preset"].items()
+        }
+        preset: ViewPreset | None = ViewPreset(**values)
+    else:
+        preset = PRESETS.get(recipe.get("views"))
     if preset is None:
         scale = (recipe["min_scale"], 1.0)
         preset = ViewPreset(scale=scale, mean=cfg["mean"], std=cfg["std"], jitter=0.0, grayscale=0.0)

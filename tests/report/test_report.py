@@ -166,7 +166,7 @@ def test_pictures_are_in_the_page_and_beside_it(whole, runs):
         for what in ("neighbors", "views", "knn", "map")
     ]
     drawn = {name.removeprefix("curves-") for name in names[:-12]}
-    assert drawn >= {"loss", "cross_entropy", "knn_top1", "top1", "effective_rank", "uniformity", "alignment"}
+    assert drawn >= {"loss", "cross_entropy", "knn_top1", "val_top1", "effective_rank", "uniformity", "alignment"}
     assert drawn >= {"proj_std", "log_w_q50"} and "lr" not in drawn
 
 
