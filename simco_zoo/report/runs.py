@@ -238,7 +238,7 @@ def views_of(run: Run) -> TwoViews:
     """Returns what made the run's training views: its preset, or fine-tuning's crops and flips."""
     recipe, cfg = run.section["recipe"], run.config["pretrained_cfg"]
     if "view_preset" in recipe:  # JSON has lists for tuples
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in recipe["view_preset"].items()
         }
         preset: ViewPreset | None = ViewPreset(**values)
