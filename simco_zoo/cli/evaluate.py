@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import importlib.util
 import json
 from collections.abc import Callable
@@ -20,9 +19,10 @@ from simco_zoo.cli.sources import describe, extract, load_labeled, load_model, n
 from simco_zoo.data import ImageData
 from simco_zoo.distributed import is_main
 from simco_zoo.evaluation.baselines import raw_pixels
-from simco_zoo.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
+from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
 from simco_zoo.files import atomic_write, check_disk_space
-from simco_zoo.report.charts import draw_bars, draw_confusion
+from simco_zoo.report.charts import draw_bars
+from simco_zoo.report.confusion import write_confusion
 
 SHIPPED = "simco_r18_025"  # what a person's own pretraining has to beat
 
@@ -96,24 +96,8 @@ def write_results(folder: Path, found: dict[str, Any], scores: Tensor, images: I
     names = images.class_names or [str(i) for i in range(scores.shape[1])]
     with atomic_write(folder / "result.json") as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    write_confusion(folder, confusion_matrix(scores.argmax(dim=1), labels, scores.shape[1]), names, name)
+    write_confusion(folder, confusion_matrix(scores.argmax(dim=1), labels, scores.shape[1]), names, title=name)
     if "baselines" in found and importlib.util.find_spec("matplotlib") is not None:
         title = f"top-1 accuracy on {len(images):,} test images of {images.source}"
         draw_bars(folder / "baselines.png", {**found["baselines"], name: found["top1"]}, highlight=[name], title=title)
     note(f"results: {folder}")
-
-
-def write_confusion(folder: Path, confusion: Tensor, names: list[str], title: str) -> None:
-    """Writes per_class.csv, confusion.csv and, with matplotlib, confusion.png."""
-    shares = per_class_accuracy(confusion).tolist()
-    with atomic_write(folder / "per_class.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "images", "accuracy"])
-        for name, share, row in zip(names, shares, confusion.tolist(), strict=True):
-            writer.writerow([name, sum(row), f"{share:.3f}" if sum(row) else ""])
-    with atomic_write(folder / "confusion.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["true class", *names])
-        writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-    if importlib.util.find_spec("matplotlib") is not None:
-        draw_confusion(folder / "confusion.png", confusion, names, title=title)

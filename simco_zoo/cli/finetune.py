@@ -14,32 +14,24 @@ error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from pathlib import Path
 
-import torch
-
-import simco_zoo
 from simco_zoo.arguments import add_config, add_settings, local_path, read_settings, write_settings
-from simco_zoo.cli.evaluate import write_confusion
 from simco_zoo.cli.run import build_command
 from simco_zoo.cli.sources import (
     add_images,
     add_model,
     add_splits,
-    classify,
     describe,
     load_labeled,
     load_model,
     say_side,
 )
-from simco_zoo.data import ImageData
 from simco_zoo.data.transforms import input_config
-from simco_zoo.distributed import init_distributed, is_main, pick_device
-from simco_zoo.evaluation.metrics import confusion_matrix
+from simco_zoo.distributed import init_distributed, pick_device
 from simco_zoo.training import FinetuneConfig, Interrupted, finetune
 
 
@@ -83,18 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"interrupted; the same command continues the run in {output}", file=sys.stderr)
         return error.exit_code
-    write_classes(args, Path(result["folder"]), test_images, output)
     print(f"load it: simco_zoo.create_model('local-dir:{result['folder']}', pretrained=True)")
     print(json.dumps(result))
     return 0
-
-
-def write_classes(args: argparse.Namespace, published: Path, test_images: ImageData, output: Path) -> None:
-    """Writes the accuracy of each class and the confusion matrix of the published classifier on the test images."""
-    model = simco_zoo.create_model(f"local-dir:{published}", pretrained=True)
-    found = classify(args, model, test_images)
-    if is_main():
-        labels, predicted = torch.as_tensor(found.labels), found.features.argmax(dim=1)
-        matrix = confusion_matrix(predicted, labels, model.num_classes)
-        names = test_images.class_names or [str(i) for i in range(model.num_classes)]
-        write_confusion(output, matrix, names, f"{output.name} on {len(found):,} test images")

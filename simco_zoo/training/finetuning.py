@@ -18,15 +18,15 @@ from torchvision.transforms.functional import to_pil_image
 
 from simco_zoo.data import ImageData, TwoViews, load_splits
 from simco_zoo.data.presets import ViewPreset
-from simco_zoo.data.subsets import balanced_subset, warn_of_small_classes
+from simco_zoo.data.subsets import balanced_subset, holdout, warn_of_small_classes
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.report.confusion import write_confusion
 from simco_zoo.training.checks import check_image_size
 from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig, build_auto_augment
 from simco_zoo.training.identity import Identity, run_identity
-from simco_zoo.training.log import write_confusion
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import preserved_rng, seed_all, seeded_generator
@@ -54,7 +54,7 @@ def finetune(
     images are measured once, with its weights, which the model has afterwards.
 
     The run's folder gets ``log.csv``, ``summary.json``, ``checkpoints/`` and ``best/``, that epoch as a published
-    folder with classifier and label names; ``classes.csv``, the accuracy of each class, and ``confusion.csv``, how
+    folder with classifier and label names; ``per_class.csv``, the accuracy of each class, and ``confusion.csv``, how
     often each class (row) was taken for each (column), on the test images; and ``curves.png`` and ``confusion.png`` if
     matplotlib is installed. Under torchrun each process computes its share of every batch.
 
@@ -133,10 +133,8 @@ def _hold_out(images: ImageData, config: FinetuneConfig) -> tuple[ImageData, Ima
     assert images.labels is not None
     if not config.holdout or int(images.labels.bincount().max()) < 2:
         return images, None
-    drawn = balanced_subset(images.labels, config.holdout, config.seed)
-    held_out = torch.zeros(len(images), dtype=torch.bool)
-    held_out[drawn[images.labels.bincount()[images.labels[drawn]] > 1]] = True  # a class's only image is learned
-    return images.subset(torch.nonzero(~held_out)[:, 0]), images.subset(torch.nonzero(held_out)[:, 0])
+    trained, held_out = holdout(images.labels, len(images), config.holdout, config.seed)
+    return images.subset(trained), images.subset(held_out)
 
 
 def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
@@ -298,7 +296,8 @@ class Finetuning(Trainer):
         result = {key: round(value, 3) for key, value in accuracy(scores, labels).items()}
         if is_main():
             confusion = confusion_matrix(scores.argmax(dim=1), labels, len(self.class_names))
-            write_confusion(run.folder, confusion, self.class_names)
+            title = f"{run.folder.name} on {len(test_images):,} test images"
+            write_confusion(run.folder, confusion, self.class_names, title=title)
         self._publish(run, "best", {f"finetune_{top}": result[top] for top in ("top1", "top5")})
         run.finish(
             {

@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from simco_zoo.evaluation.metrics import per_class_accuracy
 from simco_zoo.files import write_text
-from simco_zoo.report.charts import draw_confusion
 
 COLUMNS = (
     "epoch",
@@ -58,29 +55,6 @@ def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = C
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def write_confusion(folder: Path, confusion: Tensor, names: Sequence[str]) -> None:
-    """Writes ``confusion.csv`` and ``classes.csv``, and ``confusion.png`` if matplotlib is installed.
-
-    Args:
-        folder: Where to write.
-        confusion: Counts (C, C): row is the true class, column the predicted one.
-        names: Names of the classes.
-    """
-    rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
-    _write_table(folder / "confusion.csv", [["true class", *names], *rows])
-    found = zip(names, confusion.sum(dim=1).tolist(), per_class_accuracy(confusion).tolist(), strict=True)
-    rows = [[name, images, round(top1, 3) if images else ""] for name, images, top1 in found]
-    _write_table(folder / "classes.csv", [["class", "images", "top1"], *rows])
-    if importlib.util.find_spec("matplotlib") is not None:
-        draw_confusion(folder / "confusion.png", confusion, names, title="Test images")
-
-
-def _write_table(path: Path, rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 

@@ -120,11 +120,11 @@ def test_each_class_and_each_confusion_are_counted(done):
     counts = torch.tensor([[int(value) for value in row[1:]] for row in table[1:]])
     assert counts.sum(1).tolist() == [10, 10, 10]
     assert 100 * counts.trace().item() / 30 == pytest.approx(result["top1"], abs=1e-3)
-    classes = list(csv.DictReader((folder / "classes.csv").open()))
+    classes = list(csv.DictReader((folder / "per_class.csv").open()))
     assert [row["class"] for row in classes] == ["red", "green", "blue"]
     assert [row["images"] for row in classes] == ["10"] * 3
     expected = [100 * counts[i, i].item() / 10 for i in range(3)]
-    assert [float(row["top1"]) for row in classes] == pytest.approx(expected)
+    assert [float(row["accuracy"]) for row in classes] == pytest.approx(expected)
     assert (folder / "confusion.png").is_file() == (importlib.util.find_spec("matplotlib") is not None)
 
 
