@@ -20,7 +20,7 @@ import simco_zoo
 from simco_zoo.analysis import anchors
 from simco_zoo.arguments import local_path
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import add_images, add_model, columns
+from simco_zoo.cli.sources import add_images, add_model, columns, load_model
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation.strength import project_views
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def strength(args: argparse.Namespace, output: Path) -> dict[str, object]:
     """Measures the anchors of a model and of the same network untrained."""
-    model = simco_zoo.create_model(args.model, pretrained=args.weights != "none", weights=_weights(args))
+    model = load_model(args)
     size = model.pretrained_cfg["input_size"][-1]
     images = load_images(args.dataset, split=args.split, image_size=size, **columns(args))
     torch.manual_seed(args.seed)
@@ -64,10 +64,6 @@ def strength(args: argparse.Namespace, output: Path) -> dict[str, object]:
     print(anchors.as_text(*rows))
     print(f"\n{anchors.report(output, *rows, args.model, f'{args.dataset} ({args.split})')}")
     return {"model": args.model, "dataset": args.dataset, "anchors": len(found[0])}
-
-
-def _weights(args: argparse.Namespace) -> str | None:
-    return None if args.weights == "none" else args.weights
 
 
 def main(argv: list[str] | None = None) -> int:

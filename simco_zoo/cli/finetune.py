@@ -15,7 +15,6 @@ error.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from simco_zoo.cli.sources import (
     add_images,
     add_model,
     add_splits,
+    default_output,
     describe,
     load_labeled,
     load_model,
@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     print(say_side(model, args.image_size), flush=True)
     images, test_images = load_labeled(args, image_size=args.image_size or input_config(model)["input_size"][-1])
     dataset = Path(args.dataset).name
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
-    output = args.output or Path("runs") / f"finetune-{name}-{dataset}"
+    output = args.output or default_output("finetune", args)
     print(f"{len(images)} labeled images of {images.image_size} px, {len(images.skipped)} skipped; output: {output}")
     try:
         result = finetune(

@@ -14,14 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from simco_zoo.cli.evaluate import add_results, evaluate, write_results
-from simco_zoo.cli.sources import AMP, build_parser, describe, load_labeled, load_model, note, say_side, seen_as
+from simco_zoo.cli.sources import (
+    AMP,
+    build_parser,
+    default_output,
+    describe,
+    load_labeled,
+    load_model,
+    note,
+    say_side,
+    seen_as,
+)
 from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation.linear import linear_scores
 from simco_zoo.evaluation.linear_sgd import LEARNING_RATES, linear_probe_sgd
@@ -60,8 +68,7 @@ def by_sgd(args: argparse.Namespace) -> dict[str, Any]:
     """Trains the grid of linear layers; what is done stays in the output folder, from which the same call continues."""
     if args.flip or args.baselines:
         raise ValueError("--flip and --baselines go with --protocol lbfgs; leave them out.")
-    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
-    output = args.output or Path("runs") / f"linear-{name}-{Path(args.dataset).name}"
+    output = args.output or default_output("linear", args)
     if is_main():
         check_disk_space(output, 0)
     device = init_distributed(pick_device(args.device))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +97,12 @@ def load_model(args: argparse.Namespace) -> ContrastiveModel:
 def describe(args: argparse.Namespace) -> str:
     """Returns the model, and whether it is trained."""
     return f"{args.model} ({'untrained' if args.weights == 'none' else 'trained'})"
+
+
+def default_output(command: str, args: argparse.Namespace) -> Path:
+    """Returns the folder of a command's results: runs/COMMAND-MODEL-DATASET."""
+    name = re.sub(r"[^\w.]+", "-", args.model).strip("-") + ("-untrained" if args.weights == "none" else "")
+    return Path("runs") / f"{command}-{name}-{Path(args.dataset).name}"
 
 
 def columns(args: argparse.Namespace) -> dict[str, Any]:
