@@ -1,6 +1,6 @@
 """Put a run's model among the weights that ship with the package, in half precision if that costs nothing.
 
-    python recipes/ship.py --folder runs/NAME/last --dataset uoft-cs/cifar100
+    python recipes/ship.py --folder runs/NAME/last --dataset uoft-cs/cifar100 --license apache-2.0
 
 Measures kNN and linear probe with the weights as they are and rounded to half precision (batch norm's statistics stay
 in fp32). Where neither loses 0.05 points, simco_zoo/weights/NAME.TAG gets the rounded ones, with their own accuracies
@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="a published folder, e.g. runs/NAME/last")
     parser.add_argument("--dataset", required=True, help="what it was trained on: Hub id, folder, or photos")
-    parser.add_argument("--limit", type=int, help="measure on so many images of each split only")
+    parser.add_argument("--data-id", help="id on the Hub of the data it was trained on, for the card")
+    parser.add_argument("--license", help="license of the weights, as the Hub names it; default: none is claimed")
+    parser.add_argument("--limit", type=int, help="measure on at most this number of images of each split")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--to", type=Path, default=SHIPPED, help="folder of shipped weights; default: the package's")
     args = parser.parse_args(argv)
@@ -65,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     def save(folder: Path, half: bool, metrics: dict[str, Any]) -> Path:
         files = {key: args.folder / name for key, name in (("log", LOG_FILE), ("curves", CURVES_FILE))}
         kept = {key: section[key] for key in ("recipe", "data", "hardware", "versions")}
+        kept["data"] = section["data"] | ({"hub_id": args.data_id} if args.data_id else {})
         present = {key: file for key, file in files.items() if file.is_file()}
+        metrics = {**section["metrics"], **metrics}
         return simco_zoo.save_pretrained(
-            model, folder, half=half, metrics={**section["metrics"], **metrics}, **kept, **present
+            model, folder, half=half, metrics=metrics, license=args.license, **kept, **present
         )
 
     whole = measure(args.folder, args)

@@ -14,33 +14,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from simco_zoo.data.presets import PRESETS
 from simco_zoo.models.methods import METHODS, method_title
+from simco_zoo.publishing.card_training import markdown_table, training_table
 
 CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
 # how the examples of a folder's card name it; a repository's card has its id in these places
 _FOLDER = "FOLDER"
 _SOURCE = f"local-dir:{_FOLDER}"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-_RECIPE_ROWS = {
-    "epochs": "epochs",
-    "steps": "steps",
-    "batch_size": "batch size",
-    "lr": "base learning rate (per 256 images)",
-    "opt": "optimizer (timm's name)",
-    "weight_decay": "weight decay",
-    "warmup_epochs": "warm-up epochs (at most a tenth of the run)",
-    "views_per_image": "views per image",
-    "augmentations": "augmentations that differ from the preset",
-    "label_fraction": "share of the labels",
-    "layer_decay": "learning rate's decay per layer",
-    "label_smoothing": "label smoothing",
-    "mixup": "mixup",
-    "cutmix": "cutmix",
-    "ema": "decay of the averaged weights",
-    "amp": "precision",
-    "seed": "seed",
-}
 _METRICS = {"knn": "kNN", "linear": "linear probe", "online": "online linear classifier", "finetune": "fine-tuned"}
 
 
@@ -68,7 +49,7 @@ def model_card(config: dict[str, Any]) -> str:
         num_classes=config["num_classes"],
         classes=_class_list(names) if names and config["num_classes"] else "",
         plain=_plain_timm(config),
-        training=_training(config),
+        training=training_table(section, kind_of(config)),
         curves=bool(section.get("curves")),
         evaluation=_evaluation(config) if any(f"{name}_top1" in metrics for name in _METRICS) else "",
         limits=_limits(config),
@@ -231,82 +212,7 @@ def _plain_timm(config: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-# How it was trained, and how good it is
-
-
-def _training(config: dict[str, Any]) -> str:
-    section, kind = config["simco_zoo"], kind_of(config)
-    data, recipe = section["data"], section["recipe"]
-    if kind == "converted":
-        rows = [("converted from", f"a checkpoint of the {recipe['encoder']} encoder, {recipe['converted_from']}")]
-        rows.append(("settings of the training", "not in the checkpoint"))
-        rows.append(("mean, deviation and crop of the input", "not in the checkpoint; the usual ones are assumed"))
-        return markdown_table(("setting", "value"), rows)
-    supervised = kind in ("fine-tuned", "probe", "from scratch")
-    rows = [] if kind == "from scratch" else [("pretrained by" if supervised else "method", _method_of(section))]
-    rows.append(("loss", "cross-entropy" if supervised else _loss(section["loss"])))
-    if data.get("name"):
-        images = f": {data['images']:,} images" if isinstance(data.get("images"), int) else ""
-        rows.append(("data", f"{data['name']}{', ' + str(data['split']) if data.get('split') else ''}{images}"))
-    if data.get("image_size"):
-        rows.append(("image size", f"{data['image_size']} px"))
-    if not supervised and recipe.get("views"):
-        rows.append(("views", _views(recipe["views"], recipe.get("view_preset"))))
-    if recipe.get("sizes"):
-        rows.append(("size of the views", _sizes(recipe["sizes"])))
-    rows += [(label, str(recipe[key])) for key, label in _RECIPE_ROWS.items() if recipe.get(key) is not None]
-    if recipe.get("seconds"):
-        rows.append(("training time", _duration(recipe["seconds"])))
-    if section["hardware"]:
-        rows.append(("hardware", section["hardware"]))
-    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in section["versions"].items())))
-    if not supervised:
-        rest = {k: v for k, v in section["method_config"].items() if k not in ("temperature", "dt_m") and v is not None}
-        rows.append(("method's arguments", ", ".join(f"{key} {value}" for key, value in rest.items())))
-    return markdown_table(("setting", "value"), rows)
-
-
-def _method_of(section: dict[str, Any]) -> str:
-    return method_title(section["method"])
-
-
-def _loss(loss: dict[str, Any]) -> str:
-    if "tau_beta" in loss:
-        return f"dual temperature, tau_alpha {loss['tau_alpha']:g}, tau_beta {loss['tau_beta']:g}"
-    return f"{loss.get('name', 'the method')}" + (
-        f", temperature {loss['temperature']:g}" if isinstance(loss.get("temperature"), (int, float)) else ""
-    )
-
-
-def _views(views: Any, values: dict[str, Any] | None) -> str:
-    """Says how a view is made: the preset's name, and the values that were used."""
-    preset = values or (vars(PRESETS[views]) if isinstance(views, str) and views in PRESETS else views)
-    if not isinstance(preset, dict):
-        return str(views)
-    low, high = preset["scale"]
-    parts = [f"crops of {100 * low:g} to {100 * high:g} % of the area"]
-    for key, label in {
-        "flip": "horizontal flip",
-        "jitter": "color jitter",
-        "grayscale": "grayscale",
-        "blur": "blur",
-        "solarize": "solarization",
-    }.items():
-        if preset.get(key):
-            parts.append(f"{label} {100 * preset[key]:g} %")
-    return (f"{views}: " if isinstance(views, str) else "") + ", ".join(parts)
-
-
-def _sizes(sizes: Any) -> str:
-    pairs = [part.split(":") for part in sizes.split(",")] if isinstance(sizes, str) else list(sizes)
-    try:
-        return ", ".join(f"{size} px for {100 * float(share):g} % of the steps" for size, share in pairs)
-    except (TypeError, ValueError):
-        return str(sizes)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
+# How good it is, and its limits
 
 
 def _evaluation(config: dict[str, Any]) -> str:
@@ -359,9 +265,3 @@ def _limits(config: dict[str, Any]) -> str:
 
 def _number(metrics: dict[str, Any], name: str) -> str:
     return f"{metrics[name]:.2f}" if name in metrics else "not measured"
-
-
-def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lays rows out as a table of Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

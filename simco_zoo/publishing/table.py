@@ -13,7 +13,7 @@ from timm.models import split_model_name_tag
 from simco_zoo.files import write_text
 from simco_zoo.hub.weights import published
 from simco_zoo.models.methods import method_of
-from simco_zoo.publishing.card import markdown_table
+from simco_zoo.publishing.card_training import markdown_table
 
 HEADER = ("name", "tag", "method", "data", "params", "kNN", "linear", "size", "where")
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"

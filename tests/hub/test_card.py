@@ -21,12 +21,12 @@ def config(tmp_path_factory) -> dict[str, Any]:
     model = shaken("simco", backbone="test_resnet", small_stem=True)
     recipe = {
         "epochs": 3, "batch_size": 64, "lr": 0.06, "views": "cifar", "views_per_image": 4, "sizes": "16:0.5,32:0.5",
-        "seconds": 7200.0, "started_from": "",
+        "seconds": 7200.0, "started_from": "", "steps": 100, "decay_share": 0.3,
     }  # fmt: skip
     data = {"name": "uoft-cs/cifar100", "split": "train", "images": 50_000, "image_size": 32}
     folder = simco_zoo.save_pretrained(
         model, tmp_path_factory.mktemp("card") / "m", recipe=recipe, data=data, metrics={"knn_top1": 38.0},
-        hardware="two threads", tag="c100",
+        hardware="x86_64 cpu, 2 threads", tag="c100",
     )  # fmt: skip
     return read_config(folder)
 
@@ -50,7 +50,9 @@ def test_a_pretrained_model(config):
     for fact in (
         "trained by SimCo on uoft-cs/cifar100 without labels", "crops of 8 to 100 % of the area", "color jitter 80 %",
         "| views per image | 4 |", "16 px for 50 % of the steps, 32 px for 50 % of the steps",
-        "| training time | 2.0 hours |", "| hardware | two threads |", "Images are resized to 32 px",
+        "| training time | 2.0 hours (4.0 core-hours) |", "| hardware | x86_64 cpu, 2 threads |",
+        "Images are resized to 32 px",
+        "| views through the network | 12,800 at 16 px, 12,800 at 32 px |", "over the last 30 % of the steps",
         "No license was stated", "dual temperature, tau_alpha 0.1, tau_beta 1",
     ):  # fmt: skip
         assert fact in card.text, fact

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import simco_zoo
@@ -36,7 +37,8 @@ def accuracy(name: str) -> float:
 
 
 def test_harmless_rounding_ships_half_precision(folder, tmp_path):
-    result = last_json(call("ship.py", "--folder", folder, "--to", tmp_path, *RUN))
+    stated = ["--license", "apache-2.0", "--data-id", "org/toys"]
+    result = last_json(call("ship.py", "--folder", folder, "--to", tmp_path, *RUN, *stated))
     target = tmp_path / "simco_r18_025.toy"
     assert result["folder"] == str(target)
     config = json.loads((target / "config.json").read_text())["simco_zoo"]
@@ -48,6 +50,8 @@ def test_harmless_rounding_ships_half_precision(folder, tmp_path):
     assert config["versions"] == {"simco_zoo": "0.0.1", "torch": "1.0"} and config["hardware"] == "a toy"
     assert config["recipe"] == {"epochs": 3} and config["metrics"]["loss"] == 1.5
     assert (target / "log.csv").read_text() == "epoch\n1\n"
+    card = ModelCard.load(target / "README.md").data
+    assert card.license == "apache-2.0" and card.datasets == ["org/toys"]
     if result["half"]:
         assert f"changes kNN top-1 by {result['half_knn_top1_change']:+.2f}" in (target / "README.md").read_text()
 
