@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from simco_zoo.models.methods import method_of
 from simco_zoo.publishing.card_training import markdown_table
 
 HEADER = ("name", "tag", "method", "data", "params", "kNN", "linear", "size", "where")
+NOWHERE = "not published"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
@@ -34,7 +36,7 @@ def model_rows(names: Sequence[str]) -> list[tuple[str, ...]]:
         tagged = [name] if name in known else [n for n in known if split_model_name_tag(n)[0] == name]
         rows += [_row(n, known[n].config, "ships" if known[n].folder else known[n].repo_id or "") for n in tagged]
         if not tagged:
-            rows.append(_row(name, None, "not published"))
+            rows.append(_row(name, None, NOWHERE))
     return rows
 
 
@@ -67,8 +69,14 @@ def as_text(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """Lays rows out as a table of Markdown, names as code."""
-    return markdown_table(HEADER, [(f"`{row[0]}`", *row[1:]) for row in rows])
+    """Lays out the rows with weights as a table of Markdown, and names the models without weights below it."""
+    loadable = [(f"`{row[0]}`", *row[1:]) for row in rows if row[-1] != NOWHERE]
+    without = [f"`{row[0]}`" for row in rows if row[-1] == NOWHERE]
+    parts = [markdown_table(HEADER, loadable)] if loadable else []
+    if without:
+        names = textwrap.fill(", ".join(without), 120, break_long_words=False, break_on_hyphens=False)
+        parts.append(f"Without published weights so far:\n{names}.")
+    return "\n\n".join(parts)
 
 
 def write_into(path: Path, table: str) -> bool:

@@ -32,6 +32,14 @@ def test_rows_are_those_of_the_cards():
         assert f"| {row['kNN']} |" in (entry.folder / "README.md").read_text()
 
 
+def test_models_with_weights_have_rows_and_the_others_are_named_below():
+    rows = model_rows(simco_zoo.list_models())
+    table, names = as_markdown(rows).split("\n\n")
+    assert [line.split("`")[1] for line in table.splitlines()[2:]] == [row[0] for row in rows if row[-1] == "ships"]
+    assert set(names.split("`")[1::2]) == {row[0] for row in rows if row[-1] == "not published"}
+    assert max(len(line) for line in names.splitlines()) <= 121
+
+
 def test_the_readme_is_up_to_date(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
@@ -45,7 +53,7 @@ def test_a_stale_table_is_replaced_and_the_rest_stays(tmp_path, capsys):
     assert main(["list", "simco_r5*", "--into", str(file)]) == 0 and "is new" in capsys.readouterr().out
     lines = file.read_text().splitlines()
     assert lines[:2] == ["before", BEGIN] and lines[-2:] == [END, "after"] and "| old |" not in lines
-    assert lines[4].startswith("| `simco_r50` | - | SimCo |")
+    assert lines[2:4] == ["Without published weights so far:", "`simco_r50`."]
     assert main(["list", "simco_r5*", "--into", str(file)]) == 0 and "up to date" in capsys.readouterr().out
     file.write_text("no marks")
     assert main(["list", "--into", str(file)]) == 2 and "needs one line" in capsys.readouterr().err
