@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class MomentumModel(ContrastiveModel):
         ValueError: If the momentum is outside [0, 1].
     """
 
-    unpublished = ("key_encoder",)
+    unpublished: ClassVar[tuple[str, ...]] = ("key_encoder",)
     key_encoder: KeyEncoder | None
 
     def __init__(self, backbone: nn.Module, *, momentum: float = 0.99, **kwargs: Any) -> None:

@@ -35,7 +35,9 @@ def build_projector(in_dim: int, hidden_dim: int | None = 128, out_dim: int = 12
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))
 
 
-def build_norm_projector(in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> nn.Sequential:
+def build_norm_projector(
+    in_dim: int, hidden_dim: int, out_dim: int, layers: int, last_norm: bool = True
+) -> nn.Sequential:
     """Builds SimSiam's projection head: linear layers, each with batch norm, the last one without scale and shift.
 
     Args:
@@ -43,6 +45,7 @@ def build_norm_projector(in_dim: int, hidden_dim: int, out_dim: int, layers: int
         hidden_dim: Width of the hidden layers.
         out_dim: Length of the projection.
         layers: Number of linear layers, >= 1.
+        last_norm: Whether batch norm follows the last one, too.
 
     Returns:
         A module that maps (B, in_dim) to (B, out_dim), not normalized.
@@ -57,7 +60,7 @@ def build_norm_projector(in_dim: int, hidden_dim: int, out_dim: int, layers: int
     for width in (in_dim, *[hidden_dim] * (layers - 2))[: layers - 1]:
         modules += [nn.Linear(width, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)]
     last = nn.Linear(hidden_dim if layers > 1 else in_dim, out_dim, bias=False)
-    return nn.Sequential(*modules, last, nn.BatchNorm1d(out_dim, affine=False))
+    return nn.Sequential(*modules, last, *([nn.BatchNorm1d(out_dim, affine=False)] if last_norm else []))
 
 
 class BiasPredictor(nn.Module):

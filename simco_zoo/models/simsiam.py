@@ -33,6 +33,9 @@ class SimSiam(ContrastiveModel):
         predictor: What predicts one view from the other: "mlp", "bias", "linear", "mirror", "inverse" or "none".
         pred_hidden_dim: Width of the predictor's hidden layer, where it is an MLP.
         proj_layers: Number of the projector's linear layers, each with batch norm; the authors take 3 on ImageNet.
+        last_norm: Whether batch norm follows the projector's last layer. It keeps the projections of a batch from
+            becoming a single point, so that a broken variant shows its collapse by correlated coordinates instead; the
+            study of the collapse leaves it out.
         symmetric: Average both directions; otherwise view 1 is the query.
         joint_bn: One forward for all views, batch norm spanning them; False runs one for each, as the authors do.
         proj_hidden_dim: Width of the projector's hidden layers.
@@ -51,6 +54,7 @@ class SimSiam(ContrastiveModel):
         predictor: PredictorKind = "mlp",
         pred_hidden_dim: int = 512,
         proj_layers: int = 2,
+        last_norm: bool = True,
         symmetric: bool = True,
         joint_bn: bool = False,
         proj_hidden_dim: int = 2048,
@@ -59,13 +63,14 @@ class SimSiam(ContrastiveModel):
         super().__init__(
             backbone, symmetric=symmetric, joint_bn=joint_bn, proj_hidden_dim=proj_hidden_dim, proj_dim=proj_dim
         )
-        self.projector = build_norm_projector(self.num_features, proj_hidden_dim, proj_dim, proj_layers)
+        self.projector = build_norm_projector(self.num_features, proj_hidden_dim, proj_dim, proj_layers, last_norm)
         self.predictor = build_predictor(predictor, proj_dim, pred_hidden_dim)
         if predictor == "inverse":
             self.inverse_predictor = build_predictor("mlp", proj_dim, pred_hidden_dim)
         self.predictor_kind = predictor
         self.pred_hidden_dim = pred_hidden_dim
         self.proj_layers = proj_layers
+        self.last_norm = last_norm
 
     def method_config(self) -> dict[str, Any]:
         # the attribute ``predictor`` is the module

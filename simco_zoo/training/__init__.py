@@ -7,11 +7,12 @@ from simco_zoo.training.finetuning import Finetuning, finetune
 from simco_zoo.training.interruption import Interrupted
 from simco_zoo.training.pretraining import Pretraining, pretrain
 from simco_zoo.training.state import TrainState
-from simco_zoo.training.trainer import TrainingError
+from simco_zoo.training.trainer import CollapseError, TrainingError
 
 __all__ = [
     "LINEAR_SGD",
     "Callback",
+    "CollapseError",
     "FinetuneConfig",
     "Finetuning",
     "Interrupted",

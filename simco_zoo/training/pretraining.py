@@ -33,7 +33,7 @@ from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import Phase
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seed_all, seeded_generator
-from simco_zoo.training.trainer import Trainer, TrainingError
+from simco_zoo.training.trainer import CollapseError, Trainer
 
 COLLAPSED_STD = 0.01  # deviation of the projections, 1 for a uniform sphere, below which nothing is left to learn from
 _SOURCE_KEYS = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "state_dict", "label_names"}
@@ -83,7 +83,8 @@ def pretrain(
 
     Raises:
         ValueError: If a setting is out of range, or does not fit the data or the run that is resumed.
-        TrainingError: If the loss is not finite or the projections collapse; the last checkpoint is intact.
+        TrainingError: If the loss is not finite; the last checkpoint is intact.
+        CollapseError: A TrainingError, if the projections collapse.
         Interrupted: A KeyboardInterrupt after Ctrl-C or SIGTERM, when the step was done and a checkpoint and ``last/``
             were written; a second signal ends the run at once.
     """
@@ -264,7 +265,7 @@ class Pretraining(Trainer):
     def check_means(self, means: dict[str, float], epoch: int) -> None:
         super().check_means(means, epoch)
         if means.get("proj_std", math.inf) < COLLAPSED_STD:
-            raise TrainingError(
+            raise CollapseError(
                 f"the projections collapsed in epoch {epoch} (deviation {means['proj_std']:.4f}; 1 is uniform): "
                 f"all images look alike to the model; try a smaller learning rate than {self.config.lr}."
             )

@@ -29,6 +29,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss is not finite or the projections collapsed."""
 
 
+class CollapseError(TrainingError):
+    """The projections collapsed: all images look alike to the model."""
+
+
 class Trainer(ABC):
     """A model, its images and its optimizer, without files.
 

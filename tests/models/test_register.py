@@ -31,7 +31,7 @@ GOLDEN = {
     "dcl": '{"temperature": 0.1, "symmetric": true, "joint_bn": true, "proj_hidden_dim": 128, "proj_dim": 128, '
     '"decoupled": true, "hardness": 0.0, "class_prior": 0.0}',
     "simsiam": '{"symmetric": true, "joint_bn": false, "proj_hidden_dim": 2048, "proj_dim": 2048, "predictor": "mlp", '
-    '"pred_hidden_dim": 512, "proj_layers": 2}',
+    '"pred_hidden_dim": 512, "proj_layers": 2, "last_norm": true}',
 }
 
 

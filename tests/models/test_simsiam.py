@@ -137,6 +137,26 @@ def test_projector_and_predictor_are_published(kind, keys, tmp_path, views):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+def test_the_naive_network_collapses():
+    """Without a predictor, and without the batch norm that keeps the projections of a batch apart; else it does not."""
+
+    def spread(kind, last_norm):
+        torch.manual_seed(0)
+        model = build(predictor=kind, last_norm=last_norm)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(40):
+            image = torch.randn(8, 3, 32, 32)
+            report = model.contrast(image + torch.randn_like(image), image + torch.randn_like(image))
+            optimizer.zero_grad()
+            report["loss"].backward()
+            optimizer.step()
+        return report["proj_std"].item()
+
+    assert isinstance(build(last_norm=False).projector[-1], nn.Linear)
+    assert spread("none", False) < 0.1
+    assert spread("mlp", False) > 0.5 and spread("none", True) > 0.5
+
+
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="predictor is 'gru', but has to be one of mlp, bias, linear"):
         build(predictor="gru")

@@ -1,0 +1,215 @@
+"""The studies of negatives: which keys they are, how old, and the temperature of an anchor's strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from simco_zoo.analysis.cells import Cell
+from simco_zoo.analysis.figure import finish_axes
+from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, values
+from simco_zoo.report.drawing import RUN_COLORS
+
+TAU_BETAS = (0.05, 0.1, 0.2, 0.5, 1.0, math.inf)
+TAU_ALPHA = 0.1
+QUEUE_AGE = 16  # batches in the queue of the study ``temperature``: 4,096 keys at the paper's batch of 256
+MOMENTUMS = (0.0, 0.9, 0.999)
+CONTROLS = {"own": "own\nstrength", "mean": "batch's mean\nstrength", "scaled": "loss / mean\nstrength"}
+
+
+def _dictionary_cells(settings: Settings) -> Iterator[Cell]:
+    sizes = [age * settings.batch_size for age in settings.ages()]
+    few, many = sizes[0], sizes[-1]
+    wanted = [(vector, scalar, "own") for vector, scalar in product(sizes, sizes)]
+    wanted += [(few, scalar, control) for scalar in dict.fromkeys((few, many)) for control in ("mean", "scaled")]
+    for vector, scalar, strength in wanted:
+        labels = {"vector": vector, "scalar": scalar, "strength": strength}
+        yield from settings.cells(
+            "dictionaries", {"vector_size": vector, "scalar_size": scalar, "strength": strength}, labels
+        )
+
+
+def _find_dictionaries(rows: Rows, epochs: Rows) -> str:
+    own = [row for row in rows if row["strength"] == "own"]
+    few, many = values(own, "vector")[0], values(own, "vector")[-1]
+    at = {(v, s): mean(own, "knn_top1", vector=v, scalar=s) for v, s in product((few, many), repeat=2)}
+    text = (
+        f"With {few} keys for both, kNN is {at[few, few]:.2f}; {many} keys for the strength alone give "
+        f"{at[few, many]:.2f}, for the direction alone {at[many, few]:.2f}, for both {at[many, many]:.2f}."
+    )
+    strengths = [mean(own, "train_strength_mean", vector=few, scalar=scalar) for scalar in (few, many)]
+    spreads = [mean(own, "train_strength_cv", vector=few, scalar=scalar) for scalar in (few, many)]
+    text += (
+        f" The larger dictionary of the strength takes its mean from {strengths[0]:.2f} to {strengths[1]:.2f} and its "
+        f"variation from {spreads[0]:.2f} to {spreads[1]:.2f} (last epoch)."
+    )
+    controls = [mean(rows, "knn_top1", vector=few, scalar=few, strength=name) for name in CONTROLS]
+    if not any(map(math.isnan, controls)):
+        text += (
+            f" Controls with {few} keys: all anchors at the batch's mean strength {controls[1]:.2f}, the loss divided "
+            f"by the mean strength {controls[2]:.2f}."
+        )
+    return text
+
+
+def _draw_dictionaries(figure: Any, rows: Rows, epochs: Rows) -> None:
+    heat, lines, bars = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+    own = [row for row in rows if row["strength"] == "own"]
+    sizes = values(own, "vector")
+    grid = [[mean(own, "knn_top1", vector=vector, scalar=scalar) for scalar in sizes] for vector in sizes]
+    image = heat.imshow(grid, origin="lower", cmap="viridis")
+    for (i, vector), (j, scalar) in product(enumerate(sizes), enumerate(sizes)):
+        value = mean(own, "knn_top1", vector=vector, scalar=scalar)
+        dark = image.norm(value) < 0.6
+        heat.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    for axis in (heat.xaxis, heat.yaxis):
+        axis.set_ticks(range(len(sizes)), [str(size) for size in sizes])
+    heat.set_title("kNN top-1", fontsize=11)
+    heat.set_xlabel("keys for the strength")
+    heat.set_ylabel("keys for the direction")
+    few = sizes[0]
+    for number, (x, fixed) in enumerate({"scalar": "vector", "vector": "scalar"}.items()):
+        what = {"scalar": "strength", "vector": "direction"}[x]
+        points = series(own, x, "knn_top1", **{fixed: few})
+        lines.plot(*points, marker="o", color=RUN_COLORS[number], label=f"keys for the {what}")
+    lines.set_xscale("log", base=2)
+    lines.legend(frameon=False, fontsize=8)
+    finish_axes(lines, f"the other one at {few}", "keys", "kNN top-1")
+    for number, scalar in enumerate(dict.fromkeys((few, sizes[-1]))):
+        heights = [mean(rows, "knn_top1", vector=few, scalar=scalar, strength=name) for name in CONTROLS]
+        places = [i + 0.38 * number for i in range(len(CONTROLS))]
+        drawn = bars.bar(places, heights, 0.36, color=RUN_COLORS[number], label=f"{scalar} keys for the strength")
+        bars.bar_label(drawn, fmt="%.2f", fontsize=7)
+    bars.set_xticks([i + 0.19 for i in range(len(CONTROLS))], list(CONTROLS.values()))
+    bars.tick_params(axis="x", labelsize=8)
+    finish_axes(bars, f"controls, {few} keys for the direction", "", "kNN top-1")
+    bars.legend(frameon=False, fontsize=8)
+    _from_lowest(bars, [row["knn_top1"] for row in rows])
+
+
+DICTIONARIES = Study(
+    "dictionaries",
+    "The paper expects: the size of the dictionary that gives each anchor's strength matters, that of the dictionary "
+    "that gives the direction matters little.",
+    ("vector", "scalar", "strength"),
+    _dictionary_cells,
+    _find_dictionaries,
+    _draw_dictionaries,
+)
+
+
+def _temperature_cells(settings: Settings) -> Iterator[Cell]:
+    queue = settings.ages(QUEUE_AGE)[-1] * settings.batch_size
+    for tau_beta, (negatives, size) in product(TAU_BETAS, {"batch": 0, "queue": queue}.items()):
+        arguments = {"vector_size": size, "temperature": TAU_ALPHA, "dt_m": tau_beta / TAU_ALPHA}
+        labels = {"negatives": negatives, "keys": size or settings.batch_size - 1, "tau_beta": tau_beta}
+        yield from settings.cells("dictionaries", arguments, labels)
+
+
+def _find_temperature(rows: Rows, epochs: Rows) -> str:
+    texts = []
+    for negatives in values(rows, "negatives"):
+        keys, own = values(rows, "keys"), {"negatives": negatives}
+        keys = [row["keys"] for row in rows if row["negatives"] == negatives]
+        taus, knn = series(rows, "tau_beta", "knn_top1", **own)
+        best = max(range(len(taus)), key=lambda i: knn[i])
+        plain = mean(rows, "knn_top1", tau_beta=TAU_ALPHA, **own)
+        official = mean(rows, "knn_top1", tau_beta=1.0, **own)
+        spread = [mean(rows, "train_strength_cv", tau_beta=tau, **own) for tau in (TAU_ALPHA, 1.0)]
+        texts.append(
+            f"With {keys[0]} negatives from the {negatives}, kNN is {plain:.2f} at tau_beta = tau_alpha (InfoNCE), "
+            f"{official:.2f} at the official 1, and highest, {knn[best]:.2f}, at {_tau(taus[best])}; the variation of "
+            f"the strength is {spread[0]:.2f} at tau_alpha and {spread[1]:.2f} at 1."
+        )
+    return " ".join(texts)
+
+
+def _draw_temperature(figure: Any, rows: Rows, epochs: Rows) -> None:
+    accuracy, spread = figure.subplots(1, 2)
+    taus = values(rows, "tau_beta")
+    for number, negatives in enumerate(values(rows, "negatives")):
+        keys = next(row["keys"] for row in rows if row["negatives"] == negatives)
+        style = {"marker": "o", "color": RUN_COLORS[number], "label": f"{keys} from the {negatives}"}
+        for axes, column in ((accuracy, "knn_top1"), (spread, "train_strength_cv")):
+            found, heights = series(rows, "tau_beta", column, negatives=negatives)
+            axes.plot([taus.index(tau) for tau in found], heights, **style)
+    for axes in (accuracy, spread):
+        axes.set_xticks(range(len(taus)), [_tau(tau) for tau in taus])
+        axes.legend(frameon=False, fontsize=8)
+    finish_axes(accuracy, "kNN", "tau_beta (tau_alpha is 0.1)", "kNN top-1")
+    finish_axes(spread, "how unequally the anchors are moved", "tau_beta", "strength: standard deviation / mean")
+
+
+TEMPERATURE = Study(
+    "temperature",
+    "The paper expects: with few negatives accuracy rises with tau_beta and then stays, since the anchors are moved "
+    "alike; with a large queue tau_beta changes little.",
+    ("negatives", "keys", "tau_beta"),
+    _temperature_cells,
+    _find_temperature,
+    _draw_temperature,
+)
+
+
+def _staleness_cells(settings: Settings) -> Iterator[Cell]:
+    size = settings.batch_size
+    common = {"dt_m": 10.0}
+    yield from settings.cells("dictionaries", common, {"kind": "age", "value": 0.0})
+    for age in settings.ages():
+        arguments = {**common, "vector_size": size - 1, "skip": (age - 1) * size}
+        yield from settings.cells("dictionaries", arguments, {"kind": "age", "value": float(age)})
+    for momentum in MOMENTUMS:
+        arguments = {**common, "negative_momentum": momentum}
+        yield from settings.cells("dictionaries", arguments, {"kind": "momentum", "value": momentum})
+
+
+def _find_staleness(rows: Rows, epochs: Rows) -> str:
+    now = mean(rows, "knn_top1", kind="age", value=0.0)
+    texts = []
+    for kind, said in {"age": "{:g} steps old {:.2f}", "momentum": "momentum {:g} {:.2f}"}.items():
+        points = [(value, knn) for value, knn in zip(*series(rows, "value", "knn_top1", kind=kind), strict=True)]
+        texts.append(", ".join(said.format(*point) for point in points if point != (0.0, now) or kind != "age"))
+    return (
+        f"kNN with negatives from the same step and encoder as the positives is {now:.2f}; {texts[0]}; from an encoder "
+        f"of their own: {texts[1]} (the positives have momentum 0.99)."
+    )
+
+
+def _draw_staleness(figure: Any, rows: Rows, epochs: Rows) -> None:
+    by_age, by_momentum = figure.subplots(1, 2, sharey=True)
+    now = mean(rows, "knn_top1", kind="age", value=0.0)
+    for axes, kind, x in (
+        (by_age, "age", "age of the negatives in steps"),
+        (by_momentum, "momentum", "momentum of the negatives' encoder"),
+    ):
+        places, heights = series(rows, "value", "knn_top1", kind=kind)
+        drawn = axes.bar([f"{place:g}" for place in places], heights, 0.6, color=RUN_COLORS[kind == "momentum"])
+        axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+        axes.axhline(now, color="black", linewidth=0.8, linestyle=":")
+        finish_axes(axes, "negatives from the queue" if kind == "age" else "negatives from the batch", x, "kNN top-1")
+    _from_lowest(by_age, [row["knn_top1"] for row in rows])
+
+
+STALENESS = Study(
+    "staleness",
+    "The paper expects: accuracy falls when the negatives come from another state of the encoder than the positives, "
+    "whether they are older keys or keys of another moving average.",
+    ("kind", "value"),
+    _staleness_cells,
+    _find_staleness,
+    _draw_staleness,
+)
+
+
+def _from_lowest(axes: Any, heights: list[float | None]) -> None:
+    """Starts the axis of bars a little below the lowest one, which would all look alike from 0 on, and says so."""
+    known = [height for height in heights if height is not None]
+    room = max(max(known) - min(known), 0.5)
+    axes.set_ylim(max(0.0, min(known) - 0.6 * room), max(known) + 0.35 * room)
+    axes.set_ylabel("kNN top-1 (axis does not start at 0)")
+
+
+def _tau(tau: float) -> str:
+    return "infinity" if math.isinf(tau) else f"{tau:g}"
