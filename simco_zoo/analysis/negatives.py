@@ -12,7 +12,7 @@ from simco_zoo.analysis.figure import finish_axes
 from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, values
 from simco_zoo.report.drawing import RUN_COLORS
 
-TAU_BETAS = (0.05, 0.1, 0.2, 0.5, 1.0, math.inf)
+TAU_BETAS = (0.1, 1.0, math.inf, 0.2, 0.5, 0.05)
 TAU_ALPHA = 0.1
 QUEUE_AGE = 16  # batches in the queue of the study ``temperature``: 4,096 keys at the paper's batch of 256
 MOMENTUMS = (0.0, 0.9, 0.999)
@@ -22,9 +22,10 @@ CONTROLS = {"own": "own\nstrength", "mean": "batch's mean\nstrength", "scaled": 
 def _dictionary_cells(settings: Settings) -> Iterator[Cell]:
     sizes = [age * settings.batch_size for age in settings.ages()]
     few, many = sizes[0], sizes[-1]
-    wanted = [(vector, scalar, "own") for vector, scalar in product(sizes, sizes)]
-    wanted += [(few, scalar, control) for scalar in dict.fromkeys((few, many)) for control in ("mean", "scaled")]
-    for vector, scalar, strength in wanted:
+    wanted = [(vector, scalar, "own") for vector, scalar in product((few, many), repeat=2)]
+    wanted += [(few, scalar, control) for scalar in (few, many) for control in ("mean", "scaled")]
+    wanted += [(vector, scalar, "own") for vector, scalar in product(sizes, sizes)]
+    for vector, scalar, strength in dict.fromkeys(wanted):
         labels = {"vector": vector, "scalar": scalar, "strength": strength}
         yield from settings.cells(
             "dictionaries", {"vector_size": vector, "scalar_size": scalar, "strength": strength}, labels
@@ -111,15 +112,15 @@ def _temperature_cells(settings: Settings) -> Iterator[Cell]:
 def _find_temperature(rows: Rows, epochs: Rows) -> str:
     texts = []
     for negatives in values(rows, "negatives"):
-        keys, own = values(rows, "keys"), {"negatives": negatives}
-        keys = [row["keys"] for row in rows if row["negatives"] == negatives]
+        own = {"negatives": negatives}
+        keys = next(row["keys"] for row in rows if row["negatives"] == negatives)
         taus, knn = series(rows, "tau_beta", "knn_top1", **own)
         best = max(range(len(taus)), key=lambda i: knn[i])
         plain = mean(rows, "knn_top1", tau_beta=TAU_ALPHA, **own)
         official = mean(rows, "knn_top1", tau_beta=1.0, **own)
         spread = [mean(rows, "train_strength_cv", tau_beta=tau, **own) for tau in (TAU_ALPHA, 1.0)]
         texts.append(
-            f"With {keys[0]} negatives from the {negatives}, kNN is {plain:.2f} at tau_beta = tau_alpha (InfoNCE), "
+            f"With {keys} negatives from the {negatives}, kNN is {plain:.2f} at tau_beta = tau_alpha (InfoNCE), "
             f"{official:.2f} at the official 1, and highest, {knn[best]:.2f}, at {_tau(taus[best])}; the variation of "
             f"the strength is {spread[0]:.2f} at tau_alpha and {spread[1]:.2f} at 1."
         )

@@ -94,7 +94,12 @@ class Study:
 
 
 def run_study(
-    study: Study, settings: Settings, output: Path, processes: int = 1, say: Callable[[str], None] = print
+    study: Study,
+    settings: Settings,
+    output: Path,
+    processes: int = 1,
+    max_cells: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> tuple[str, dict[str, str]]:
     """Runs the cells of a study that have no row yet, and writes its tables and its figure.
 
@@ -106,6 +111,7 @@ def run_study(
         settings: What its cells have in common.
         output: Folder of the results.
         processes: Number of cells at once.
+        max_cells: Run at most that many cells and leave the others for another call; None for all.
         say: Called with a line for each cell that is done.
 
     Returns:
@@ -131,7 +137,7 @@ def run_study(
         knn = found[0]["knn_top1"]
         say(f"{cell.folder.name}: {'collapsed' if knn is None else f'kNN {knn:.2f} %'}")
 
-    failed = run_cells(waiting, processes, finished)
+    failed = run_cells(waiting[:max_cells], processes, finished)
     if not rows:
         raise ValueError(f"no cell of {study.name} was finished: {next(iter(failed.values()), 'there is none')}")
     caption = f"{_describe(settings, len(rows), len(cells))}\n{study.expected}\nFound: {study.find(rows, points)}"

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -67,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     cells.add_argument("--amp", choices=AMP, default=default.amp, help="precision of the forward")
     cells.add_argument("--seeds", type=int, default=1, help="trainings per cell, with seeds from --seed on")
     cells.add_argument("--processes", type=int, default=1, help="trainings at once")
+    text = "trainings in this call, the most telling ones first; default: all that are left"
+    cells.add_argument("--max-cells", type=int, help=text)
     how = parser.add_argument_group("running")
     how.add_argument("--quick", action="store_true", help="small settings, to see it work")
     how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps..., or auto: an accelerator if any")
@@ -100,12 +103,13 @@ def train_cells(args: argparse.Namespace, output: Path) -> tuple[dict[str, objec
     given = {name: getattr(args, name) for name in names}
     if args.quick:
         given.update(QUICK)
-    if args.processes < 1 or args.seeds < 1:
-        raise ValueError("--processes and --seeds are at least 1.")
+    if min(args.processes, args.seeds, args.max_cells or 1) < 1:
+        raise ValueError("--processes, --seeds and --max-cells are at least 1.")
     seeds = tuple(range(args.seed, args.seed + args.seeds))
     settings = Settings(**{**given, "source": args.dataset, "seeds": seeds})
     study = STUDIES[args.study]
-    caption, failed = run_study(study, settings, output, args.processes, lambda text: print(text, flush=True))
+    say = functools.partial(print, flush=True)
+    caption, failed = run_study(study, settings, output, args.processes, args.max_cells, say)
     print(f"\n{caption}")
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

@@ -43,6 +43,8 @@ def trained(monkeypatch):
 def test_a_row_per_cell_and_no_cell_twice(study, tmp_path, trained):
     settings = Settings(**{**QUICK, "steps": 128, "batch_size": 256})
     said = []
+    run_study(study, settings, tmp_path, max_cells=3, say=said.append)
+    assert len(trained) == 3
     caption, failed = run_study(study, settings, tmp_path, say=said.append)
     rows = table(tmp_path / f"{study.name}.csv")
     assert len(rows) == len(trained) == len({tuple(row[name] for name in study.labels) for row in rows}) > 5
