@@ -21,7 +21,7 @@ from simco_zoo.data import load_splits
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import extract_features, knn, linear_probe
 from simco_zoo.hub.folder import from_path
-from simco_zoo.hub.weights import SHIPPED
+from simco_zoo.hub.registry import SHIPPED
 from simco_zoo.publishing.card import CURVES_FILE, LOG_FILE
 from simco_zoo.publishing.verify import verify
 

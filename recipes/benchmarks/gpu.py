@@ -124,7 +124,7 @@ def correctness(scale: Scale, name: str, fast: Pretraining, batch: Tensor) -> It
     """
     method = name.split("_")[0]
     plain, eager = scale.trainer(name, PLAIN), scale.trainer(name, {**scale.fast, "compile": False})
-    views = [trainer.views[32](batch, generator=seeded_generator(0, "views", 0)) for trainer in (fast, plain)]
+    views = [trainer.views.by_side[32](batch, generator=seeded_generator(0, "views", 0)) for trainer in (fast, plain)]
     off = max((a - b).abs().max().item() for a, b in zip(*views, strict=True))
     yield judge(f"{method}: largest difference of a normalized pixel, views of the fast path / plain", [off], 1e-3)
 

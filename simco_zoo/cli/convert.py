@@ -27,7 +27,7 @@ from torch import Tensor
 import simco_zoo
 from simco_zoo.cli.run import build_command
 from simco_zoo.hub import WeightsError
-from simco_zoo.hub.weights import check_fit
+from simco_zoo.hub.checks import check_fit
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.methods import METHODS
 

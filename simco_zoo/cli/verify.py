@@ -12,7 +12,7 @@ from __future__ import annotations
 from simco_zoo.arguments import place
 from simco_zoo.cli.run import build_command
 from simco_zoo.hub import WeightsError, published
-from simco_zoo.hub.weights import damaged
+from simco_zoo.hub.registry import damaged
 from simco_zoo.publishing import renew_folder
 from simco_zoo.publishing.verify import verify
 

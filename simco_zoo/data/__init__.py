@@ -1,6 +1,7 @@
 """Data: images and labels, random views, and the transform that a model was evaluated with."""
 
-from simco_zoo.data.datasets import ImageData, from_tensor, load_images, load_splits
+from simco_zoo.data.datasets import from_tensor, load_images, load_splits
+from simco_zoo.data.images import ImageData
 from simco_zoo.data.presets import PRESETS, ViewPreset
 from simco_zoo.data.streaming import StreamedImages, stream_images
 from simco_zoo.data.transforms import EvalTransform, normalize, resolve_transform

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from simco_zoo.data.datasets import ImageData
+    from simco_zoo.data.images import ImageData
 
 
 def balanced_subset(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:

@@ -2,6 +2,6 @@
 
 from simco_zoo.hub.download import WeightsError
 from simco_zoo.hub.folder import WeightsFolder
-from simco_zoo.hub.weights import published, resolve
+from simco_zoo.hub.registry import published, resolve
 
 __all__ = ["WeightsError", "WeightsFolder", "published", "resolve"]

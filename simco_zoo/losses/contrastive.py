@@ -1,4 +1,4 @@
-"""InfoNCE and the dual temperature loss, as functions and as modules.
+"""InfoNCE and the dual temperature loss, as functions.
 
 Rows of query and key have unit length. With s_ij = q_i . k_j, d_i(t) = logsumexp over the negatives of s_ij / t minus
 s_i,pos / t, the probability of the positive obeys 1 - p_i(t) = sigmoid(d_i(t)), and
@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from simco_zoo.losses.closed_gradient import ClosedGradientLoss, plain_odds
-from simco_zoo.losses.inputs import InBatch, check_settings, prepare
+from simco_zoo.losses.inputs import InBatch, prepare
 
 
 def info_nce(
@@ -251,113 +251,3 @@ def floored_share(
         _, _, floored = plain_odds(tensors, settings)
     share = tensors.query.new_zeros(len(tensors.query)) if floored is None else floored.to(tensors.query.dtype)
     return share.mean()
-
-
-class InfoNCELoss(nn.Module):
-    """``info_nce`` as a module.
-
-    >>> import torch
-    >>> loss = InfoNCELoss(temperature=torch.nn.Parameter(torch.tensor(0.1)))  # a temperature that is learned
-    >>> loss(torch.eye(4), torch.eye(4)).backward()
-    >>> loss.temperature.grad is not None
-    True
-
-    Args:
-        temperature: tau, at least 1e-6; a parameter becomes one of the module.
-        in_batch: As in ``info_nce``.
-        hardness: As in ``info_nce``.
-        class_prior: As in ``info_nce``.
-        detach_importance: As in ``info_nce``.
-        check: As in ``info_nce``.
-    """
-
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.1,
-        *,
-        in_batch: InBatch = None,
-        hardness: float = 0.0,
-        class_prior: float = 0.0,
-        detach_importance: bool = False,
-        check: bool | None = None,
-    ) -> None:
-        super().__init__()
-        check_settings(temperature, 1.0, in_batch, hardness, class_prior)
-        self.temperature = temperature
-        self.settings: dict[str, Any] = {
-            "in_batch": in_batch,
-            "hardness": hardness,
-            "class_prior": class_prior,
-            "detach_importance": detach_importance,
-            "check": check,
-        }
-
-    def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Returns the loss of query (N, D), key (N, D) and negatives (K, D), (N, S, D) or None.
-
-        Further arguments are ``scalar_negatives``, ``positive_offset`` and ``all_queries`` of ``info_nce``.
-        """
-        return info_nce(query, key, negatives, self.temperature, **{**self.settings, **kwargs})
-
-    def extra_repr(self) -> str:
-        return _settings_text(self, temperature=self.temperature)
-
-
-class DualTemperatureLoss(nn.Module):
-    """``dual_temperature`` as a module.
-
-    >>> import torch
-    >>> loss = DualTemperatureLoss(temperature=0.1, dt_m=10.0)
-    >>> loss
-    DualTemperatureLoss(temperature=0.1, dt_m=10.0)
-    >>> loss(torch.eye(4), torch.eye(4)).shape
-    torch.Size([])
-
-    Args:
-        temperature: tau_alpha, at least 1e-6; a parameter becomes one of the module.
-        dt_m: tau_beta / tau_alpha, > 0.
-        in_batch: As in ``info_nce``.
-        hardness: As in ``info_nce``.
-        class_prior: As in ``info_nce``.
-        detach_importance: As in ``info_nce``.
-        check: As in ``info_nce``.
-    """
-
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.1,
-        dt_m: float = 10.0,
-        *,
-        in_batch: InBatch = None,
-        hardness: float = 0.0,
-        class_prior: float = 0.0,
-        detach_importance: bool = False,
-        check: bool | None = None,
-    ) -> None:
-        super().__init__()
-        check_settings(temperature, dt_m, in_batch, hardness, class_prior)
-        self.temperature, self.dt_m = temperature, dt_m
-        self.settings: dict[str, Any] = {
-            "in_batch": in_batch,
-            "hardness": hardness,
-            "class_prior": class_prior,
-            "detach_importance": detach_importance,
-            "check": check,
-        }
-
-    def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Returns the loss of query (N, D), key (N, D) and negatives (K, D), (N, S, D) or None.
-
-        Further arguments are ``scalar_negatives``, ``positive_offset`` and ``all_queries`` of ``dual_temperature``.
-        """
-        return dual_temperature(query, key, negatives, self.temperature, self.dt_m, **{**self.settings, **kwargs})
-
-    def extra_repr(self) -> str:
-        return _settings_text(self, temperature=self.temperature, dt_m=self.dt_m)
-
-
-def _settings_text(module: Any, **settings: Any) -> str:
-    """Lists settings and those of the others that are not at their default."""
-    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in settings.items()}
-    changed = {name: value for name, value in module.settings.items() if value}
-    return ", ".join(f"{name}={value!r}" for name, value in {**plain, **changed}.items())

@@ -9,17 +9,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 import timm
 from timm.models import parse_model_name, split_model_name_tag
 
+from simco_zoo.hub.checks import MisfitError, check_fit
 from simco_zoo.hub.config import LOADING_ARGUMENTS, section
 from simco_zoo.hub.download import MismatchError, WeightsError
-from simco_zoo.hub.weights import (
-    LoadedWeights,
-    MisfitError,
-    check_fit,
-    create_with_weights,
-    load,
-    load_projector,
-    resolve,
-)
+from simco_zoo.hub.registry import resolve
+from simco_zoo.hub.weights import LoadedWeights, create_with_weights, load, load_projector
 from simco_zoo.models import zoo
 from simco_zoo.models.contrastive import ContrastiveModel
 from simco_zoo.models.methods import METHODS, method_arguments, not_an_argument

@@ -11,10 +11,10 @@ import timm
 from timm.models import parse_model_name, split_model_name_tag
 from torch import Tensor
 
+from simco_zoo.hub.checks import MisfitError, check_fit, differences
 from simco_zoo.hub.config import CONFIG_FILE, model_args, num_classes, section
 from simco_zoo.hub.download import MismatchError
 from simco_zoo.hub.folder import WeightsFolder
-from simco_zoo.hub.weights import MisfitError, check_fit, differences
 from simco_zoo.models import zoo
 from simco_zoo.models.methods import METHODS, method_of, split_arguments
 

@@ -12,7 +12,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from simco_zoo.hub.weights import build_verified, published
+from simco_zoo.hub.registry import published
+from simco_zoo.hub.weights import build_verified
 from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 
 __all__: list[str] = []  # register_model adds the names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simco_zoo.hub.config import CONFIG_FILE, section
 from simco_zoo.hub.download import WeightsError
-from simco_zoo.hub.weights import resolve
+from simco_zoo.hub.registry import resolve
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE
 from simco_zoo.publishing.save import REMOTE_CODE, check_target, config_text, new_folder
 

@@ -28,7 +28,7 @@ from simco_zoo.files import write_text
 from simco_zoo.hub.config import CONFIG_FILE, parse_config, saved_by_transformers, seal, section, sha256_of
 from simco_zoo.hub.download import WeightsError, read_bytes
 from simco_zoo.hub.folder import from_path, inside
-from simco_zoo.hub.weights import REGISTRY
+from simco_zoo.hub.registry import REGISTRY
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, card_as_written, card_for_repository
 from simco_zoo.publishing.save import (

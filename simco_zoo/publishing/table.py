@@ -12,7 +12,7 @@ import torch
 from timm.models import split_model_name_tag
 
 from simco_zoo.files import write_text
-from simco_zoo.hub.weights import published
+from simco_zoo.hub.registry import published
 from simco_zoo.models.methods import method_of
 from simco_zoo.publishing.card_training import markdown_table
 

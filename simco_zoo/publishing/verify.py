@@ -11,7 +11,7 @@ import torch
 from simco_zoo.hub.config import is_sealed, saved_by_transformers, section, sha256_of
 from simco_zoo.hub.download import WeightsError
 from simco_zoo.hub.folder import WeightsFolder
-from simco_zoo.hub.weights import published, resolve
+from simco_zoo.hub.registry import published, resolve
 from simco_zoo.models import create_model
 from simco_zoo.publishing.card import CARD_FILE, card_as_written
 from simco_zoo.publishing.fingerprint import compare_fingerprints, fingerprint

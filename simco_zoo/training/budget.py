@@ -56,15 +56,15 @@ def fitting_steps(trainer: Pretraining, seconds: float, most: int) -> int:
 
 def _seconds_per_step(trainer: Pretraining, seconds: float) -> float:
     """Returns the mean time of a step over the resolution ramp."""
-    saved, state, stages = copy.deepcopy(trainer.state_dict()), copy.copy(trainer.state), trainer.stages
-    limit = min(TRIAL_SECONDS, 0.02 * seconds / len(stages))
+    saved, state, views = copy.deepcopy(trainer.state_dict()), copy.copy(trainer.state), trainer.views
+    limit = min(TRIAL_SECONDS, 0.02 * seconds / len(views.stages))
     trainer.begin_epoch(0, 0)
     mean = before = 0.0
-    for side, end in stages:
-        trainer.stages = [(side, 1.0)]
+    for side, end in views.stages:
+        trainer.views = views.only(side)
         mean += (end - before) * _time_of_steps(trainer, limit)
         before = end
-    trainer.stages = stages
+    trainer.views = views
     trainer.state.step = state.step
     trainer.load_state_dict(saved)
     trainer.set_phases(state.phases)

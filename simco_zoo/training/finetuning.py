@@ -27,6 +27,7 @@ from simco_zoo.report.confusion import write_confusion
 from simco_zoo.training.checks import check_image_size
 from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig, build_auto_augment
 from simco_zoo.training.identity import Identity, run_identity
+from simco_zoo.training.log import read_summary
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import preserved_rng, seed_all, seeded_generator
@@ -120,7 +121,7 @@ def finetune(
             run.begin()
             train(trainer, run, f"fine-tuning {name}")
             trainer.finish(run, test_images)
-        return {**run.summary(), "folder": str(run.folder / "best")}
+        return {**read_summary(run.folder / "summary.json"), "folder": str(run.folder / "best")}
 
 
 def _largest_label(images: ImageData, test_images: ImageData) -> int:

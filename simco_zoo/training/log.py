@@ -1,4 +1,4 @@
-"""What a run tells: rows of ``log.csv`` and the summary."""
+"""The log of a run: ``log.csv``, its curves, and the summary."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import torch
 
 from simco_zoo.files import write_text
+from simco_zoo.report.curves import draw_curves
 
+DRAW_EVERY = 30.0  # seconds between two pictures of a run; the last one is always drawn
 COLUMNS = (
     "epoch",
     "step",
@@ -58,12 +62,35 @@ def write_log(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = C
     write_text(path, text.getvalue())
 
 
-DRAW_EVERY = 30.0  # seconds between two pictures of a run; the last one is always drawn
+class Log:
+    """``log.csv`` and ``curves.png`` of a run.
+
+    Args:
+        folder: The run's folder.
+        columns: The first columns.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
+        self.folder, self.columns = folder, tuple(columns)
+        self._drawn = -math.inf  # when the curves were drawn last
+
+    def write(self, rows: list[dict[str, Any]], final: bool) -> None:
+        """Writes the rows and, not more often than every ``DRAW_EVERY`` seconds unless ``final``, the curves."""
+        write_log(self.folder / "log.csv", rows, self.columns)
+        if final or time.monotonic() - self._drawn > DRAW_EVERY:  # a picture takes longer than a fast epoch
+            draw_curves(self.folder / "curves.png", rows, self.folder.name)
+            self._drawn = time.monotonic()
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes what a finished run ends with, as JSON."""
     write_text(path, json.dumps(summary, indent=2) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads what ``write_summary`` wrote."""
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
 
 
 def hardware(device: torch.device) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from simco_zoo.distributed import mean_over_processes
+from simco_zoo.training.checkpoint import list_checkpoints
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.interruption import Interrupted
@@ -122,7 +123,7 @@ def save(trainer: Trainer, run: Run) -> None:
     """
     finite = torch.stack([parameter.isfinite().all() for parameter in trainer.network.parameters()]).all()
     if not finite:
-        raise TrainingError(f"weights are not finite after step {trainer.state.step}; {run.advice(trainer.lr)}")
+        raise TrainingError(f"weights are not finite after step {trainer.state.step}; {_advice(run, trainer.lr)}")
     run.save(trainer.state_dict(), trainer.model, trainer.local_buffers())
 
 
@@ -179,5 +180,16 @@ def _look(trainer: Trainer, run: Run, report: dict[str, Tensor]) -> None:
     """Shows a step and stops the run if the loss is not finite; this waits for the device."""
     loss = report["loss"].item()
     if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} at step {trainer.state.step}; {run.advice(trainer.lr)}")
+        raise TrainingError(f"the loss is {loss} at step {trainer.state.step}; {_advice(run, trainer.lr)}")
     run.show({name: value.item() for name, value in report.items() if name in ("loss", "proj_std")})
+
+
+def _advice(run: Run, lr: float) -> str:
+    """Says how a run can go on after its loss or weights became useless."""
+    saved = list_checkpoints(run.folder / "checkpoints")
+    if not saved:
+        return f"no checkpoint was written yet; start again with a lower learning rate than {lr:g}."
+    return (
+        f"go on from the last checkpoint in a new folder with a lower learning rate than {lr:g}: "
+        f"--resume {saved[-1]} --lr {lr / 2:g} --output {run.folder}-2"
+    )

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simco_zoo.data import ImageData, TwoViews, load_images, load_splits
+from simco_zoo.data import ImageData, load_images, load_splits
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
@@ -24,13 +24,14 @@ from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.training.budget import fitting_steps
 from simco_zoo.training.checks import check_pretraining
-from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig, parse_sizes
+from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig
 from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.log import COLUMNS, peak_memory_mb
 from simco_zoo.training.loop import restore, train
 from simco_zoo.training.monitor import Monitor
 from simco_zoo.training.online_probe import OnlineProbe
 from simco_zoo.training.optimizer import Phase
+from simco_zoo.training.ramp import RampedViews
 from simco_zoo.training.run import Run
 from simco_zoo.training.state import seed_all, seeded_generator
 from simco_zoo.training.trainer import CollapseError, Trainer
@@ -168,21 +169,9 @@ class Pretraining(Trainer):
             self.monitor.online_probe = OnlineProbe(model, classes, config, self.state.phases[-1])
 
     def _describe_views(self, tag: str | None) -> None:
-        """Makes the views of each side of the resolution ramp, and writes their normalization into the model."""
+        """Makes the random views, and writes their normalization into the model."""
         config, model, preset = self.config, self.model, self.config.view_preset
-        self.stages = parse_sizes(config.sizes or f"{self.images.image_size}:1")
-        self.views = {
-            side: TwoViews(
-                preset,
-                size=side,
-                count=config.views_per_image,
-                dtype=next(model.parameters()).dtype,
-                channels_last=config.channels_last,
-                # on a CPU only the chosen images' colors are computed, and how many differs from step to step
-                compile_mode=config.compile_mode if config.compile and self.device.type != "cpu" else None,
-            )
-            for side, _ in self.stages
-        }
+        self.views = RampedViews(config, self.images.image_size, next(model.parameters()).dtype, self.device)
         cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCE_KEYS}
         model.set_pretrained_cfg({**cfg, **({"tag": tag} if tag else {})})
         self.describe_input(
@@ -200,8 +189,9 @@ class Pretraining(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         reports = []
         parts = batch.chunk(self.config.accumulate)
+        make_views = self.views.at(self.state)
         for part, images in enumerate(parts):
-            views = self.views[self._side()](images, generator=generator, share=(rank(), world_size()))
+            views = make_views(images, generator=generator, share=(rank(), world_size()))
             # after the first part the query encoder has not moved, so the key encoder does not either
             options = {"generator": generator, "hold_key_encoder": part > 0}
             report = self._backward(views, options, parts=len(parts), last=part == len(parts) - 1)
@@ -223,12 +213,6 @@ class Pretraining(Trainer):
                 report: dict[str, Tensor] = self.contrast(*views, **options)
             self.scaler.scale(report["loss"] / parts).backward()
         return report
-
-    def _side(self) -> int:
-        """Returns the side of the next step's views in pixels, by the resolution ramp."""
-        phase = self.state.phases[-1]
-        done = (self.state.step - phase.start) / (phase.end - phase.start)
-        return next(side for side, end in self.stages if done < end)
 
     def train_step(self, batch: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
         images, labels = batch
@@ -305,10 +289,10 @@ class Pretraining(Trainer):
                 "steps": self.state.step,
                 "start_step": run.start_step,
                 "knn_top1": row.get("knn_top1"),
-                "best_knn_top1": run.highest("knn_top1"),
+                "best_knn_top1": self.state.highest("knn_top1"),
                 "linear_top1": metrics.get("linear_top1"),
                 "online_top1": row.get("online_top1"),
-                "best_online_top1": run.highest("online_top1"),
+                "best_online_top1": self.state.highest("online_top1"),
                 "images_per_second": row["images_per_second"],
                 "peak_memory_mb": peak_memory_mb(self.device),
                 "seconds": round(self.state.seconds, 1),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,17 @@ from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, rank
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.publishing import save_pretrained
-from simco_zoo.report.curves import draw_curves
 from simco_zoo.training.callbacks import notify
-from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from simco_zoo.training.checkpoint import load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
 from simco_zoo.training.folder import RunFolder, Start
 from simco_zoo.training.identity import Identity, hash_tensors
 from simco_zoo.training.interruption import Interruption
-from simco_zoo.training.log import DRAW_EVERY, hardware, write_log, write_summary
+from simco_zoo.training.log import Log, write_summary
 from simco_zoo.training.progress import Progress
-from simco_zoo.training.state import TrainState, rng_state
+from simco_zoo.training.publish import publish_run
+from simco_zoo.training.state import TrainState
 from simco_zoo.training.tensorboard import TensorBoard
 
 
@@ -58,7 +55,7 @@ class Run:
     ) -> None:
         self.folder, self.config, self.tag = folder, config, tag
         self.callbacks = list(callbacks) if is_main() else []
-        self.columns, self.best_by = tuple(columns), best_by
+        self.best_by = best_by
         self.state = TrainState()
         self.start = Start("")
         self.start_step = 0
@@ -67,7 +64,7 @@ class Run:
         self._identity = Identity({}, {}, (), {}, 0)
         self._board = TensorBoard(folder, 0, enabled=False)
         self._begun, self._summary = False, dict[str, Any]()
-        self._drawn = -math.inf  # when the curves were drawn last
+        self._log = Log(folder, columns)
         self._saved = -math.inf  # when the last checkpoint was written
 
     # How it begins
@@ -141,9 +138,7 @@ class Run:
         if checkpoint is None:
             return None
         own = checkpoint["processes"][rank()]
-        for name in ("step", "seconds", "epoch_seconds", "epoch_steps", "rows", "best"):
-            setattr(state, name, checkpoint[name])
-        state.sums = own["sums"]
+        state.restore(checkpoint, own)
         self.start_step = state.step
         return {**checkpoint, "own": own}
 
@@ -195,12 +190,8 @@ class Run:
 
     def write_log(self, final: bool) -> None:
         """Writes ``log.csv`` and, not more often than twice a minute unless ``final``, ``curves.png``."""
-        if not is_main():
-            return
-        write_log(self.folder / "log.csv", self.state.rows, self.columns)
-        if final or time.monotonic() - self._drawn > DRAW_EVERY:  # a picture takes longer than a fast epoch
-            draw_curves(self.folder / "curves.png", self.state.rows, self.folder.name)
-            self._drawn = time.monotonic()
+        if is_main():
+            self._log.write(self.state.rows, final)
 
     def save(self, tensors: dict[str, Any], model: ContrastiveModel, buffers: dict[str, Tensor]) -> None:
         """Writes a checkpoint; every process has to call it.
@@ -210,50 +201,24 @@ class Run:
             model: The model, whose weights are hashed.
             buffers: What differs between the processes.
         """
-        state = self.state
-        own = {
-            "rng": rng_state(),
-            "sums": {name: value.cpu() for name, value in state.sums.items()},
-            "buffers": {name: value.cpu() for name, value in buffers.items()},
-        }
+        own = {**self.state.own(), "buffers": {name: value.cpu() for name, value in buffers.items()}}
         content = {
             **tensors,
+            **self.state.shared(),
             "run": self.start.run,
             "identity": self._identity.values,
             "schedule": self.schedule,
             "weights": hash_tensors(model.state_dict().values()),
-            "step": state.step,
-            "seconds": state.seconds,
-            "epoch_seconds": state.epoch_seconds,
-            "epoch_steps": state.epoch_steps,
-            "rows": state.rows,
-            "best": state.best,
-            "phases": [asdict(phase) for phase in state.phases],
             "processes": gather_objects(own),
         }
         if is_main():
-            save_checkpoint(self.folder / "checkpoints", state.step, content, self.config.keep_checkpoints)
+            save_checkpoint(self.folder / "checkpoints", self.state.step, content, self.config.keep_checkpoints)
         self._saved = time.monotonic()
 
     def publish(self, model: ContrastiveModel, name: str, images: ImageData | StreamedImages, **what: Any) -> None:
         """Writes the model as the published folder ``name`` of the run; ``what`` goes to ``save_pretrained``."""
-        if not is_main():
-            return
-        curves = self.folder / "curves.png"
-        save_pretrained(
-            model,
-            self.folder / name,
-            data=describe_data(images),
-            log=self.folder / "log.csv",
-            curves=curves if curves.is_file() else None,
-            hardware=hardware(next(model.parameters()).device),
-            tag=self.tag,
-            **what,
-        )
-
-    def highest(self, column: str) -> float | None:
-        """Returns the highest value of a column of the log, None if it was not measured."""
-        return max((row[column] for row in self.state.rows if column in row), default=None)
+        if is_main():
+            publish_run(self.folder, name, model, images, tag=self.tag, **what)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary; it makes the run a finished one."""
@@ -262,33 +227,7 @@ class Run:
         self._summary = summary
         barrier()
 
-    def summary(self) -> dict[str, Any]:
-        """Reads the summary of a finished run."""
-        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        return summary
-
-    def advice(self, lr: float) -> str:
-        """Says how a run that went astray can go on."""
-        saved = list_checkpoints(self.folder / "checkpoints")
-        if not saved:
-            return f"no checkpoint was written yet; start again with a lower learning rate than {lr:g}."
-        return (
-            f"go on from the last checkpoint in a new folder with a lower learning rate than {lr:g}: "
-            f"--resume {saved[-1]} --lr {lr / 2:g} --output {self.folder}-2"
-        )
-
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
     """Returns the numbers of a row of the log."""
     return {name: value for name, value in row.items() if isinstance(value, int | float)}
-
-
-def describe_data(images: ImageData | StreamedImages) -> dict[str, Any]:
-    """Returns what a published folder says of its training images."""
-    return {
-        # of a local folder only the name: its path says nothing to those who load the weights
-        "name": Path(images.source).name if Path(images.source).exists() else images.source,
-        "split": images.split,
-        "images": len(images),
-        "image_size": images.image_size,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from simco_zoo.training.optimizer import Phase
+
+_SHARED = ("step", "seconds", "epoch_seconds", "epoch_steps", "rows", "best")  # the same on every process
 
 
 @dataclass
@@ -50,10 +52,29 @@ class TrainState:
         self.seconds += seconds
         self.epoch_seconds += seconds
 
+    def highest(self, column: str) -> float | None:
+        """Returns the highest value of a column of the log, None if it was not measured."""
+        return max((row[column] for row in self.rows if column in row), default=None)
+
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Takes the row of an epoch and begins the next one."""
         self.rows.append(row)
         self.sums, self.epoch_steps, self.epoch_seconds = {}, 0, 0.0
+
+    def shared(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of this state, the same on every process."""
+        values = {name: getattr(self, name) for name in _SHARED}
+        return {**values, "phases": [asdict(phase) for phase in self.phases]}
+
+    def own(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of this process alone."""
+        return {"rng": rng_state(), "sums": {name: value.cpu() for name, value in self.sums.items()}}
+
+    def restore(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
+        """Goes back to a checkpoint, without its phases and random numbers."""
+        for name in _SHARED:
+            setattr(self, name, shared[name])
+        self.sums = own["sums"]
 
 
 def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:

@@ -12,7 +12,7 @@ from torch import nn
 
 import simco_zoo
 from simco_zoo.hub import WeightsError
-from simco_zoo.hub.weights import published
+from simco_zoo.hub.registry import published
 from simco_zoo.publishing import save_pretrained
 from simco_zoo.publishing.verify import verify
 from tests.hub.folders import IMAGES, rewrite, shaken

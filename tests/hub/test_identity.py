@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import simco_zoo
-from simco_zoo.hub import WeightsError
+from simco_zoo.hub import WeightsError, registry
 from simco_zoo.hub import weights as hub_weights
 from simco_zoo.publishing import renew_folder, save_pretrained
 from simco_zoo.publishing.verify import verify
@@ -396,8 +396,8 @@ for name in ("simco_r18_025", "simco_r18_025.cifar100", "simco_r34"):
 ])  # fmt: skip
 def test_a_bad_registry_entry_is_named_when_it_is_asked_for(entry, message, tmp_path, monkeypatch):
     (tmp_path / "registry.json").write_text(json.dumps({"simco_r34.x": entry}))
-    monkeypatch.setattr(hub_weights, "REGISTRY", tmp_path / "registry.json")
-    assert "simco_r34.x" not in hub_weights.published() and message in hub_weights.damaged()["simco_r34.x"]
+    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "registry.json")
+    assert "simco_r34.x" not in registry.published() and message in registry.damaged()["simco_r34.x"]
     with pytest.raises(WeightsError, match=message):
         simco_zoo.create_model("simco_r34.x", pretrained=True)
     assert simco_zoo.create_model("simco_r18_025", pretrained=True).num_features == 128

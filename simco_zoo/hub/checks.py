@@ -1,0 +1,181 @@
+"""Whether tensors are a model's: their values, keys, shapes and types, and the arguments they were published with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, model_args, num_classes, timm_entries
+from simco_zoo.hub.download import WeightsError
+from simco_zoo.hub.folder import WeightsFolder
+
+# timm's arguments that adapt a published network to another use and leave its weights what they are; all others of the
+# caller's have to agree with what was published
+ADAPTATIONS = {
+    "dynamic_img_size",
+    "exportable",
+    "feature_cfg",
+    "feature_cls",
+    "features_only",
+    "global_pool",
+    "img_size",
+    "in_chans",
+    "no_jit",
+    "num_classes",
+    "out_indices",
+    "output_fmt",
+    "output_stride",
+    "scriptable",
+    "strict_img_size",
+    "zero_init_last",
+}
+DEFAULTS = {"stem_padding": 1}  # an argument that config.json leaves out has this value
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class MisfitError(WeightsError):
+    """Tensors that are not those of the model.
+
+    Attributes:
+        shapes: A clause with the first tensors that have another shape, or an empty text.
+    """
+
+    def __init__(self, message: str, shapes: str = "") -> None:
+        super().__init__(message)
+        self.shapes = shapes
+
+
+def check_tensors(tensors: dict[str, Tensor], file: str) -> None:
+    """Raises WeightsError for values that no network has."""
+    if not tensors:
+        raise WeightsError(f"{file} holds no tensors; load another copy.")
+    broken = [name for name, tensor in tensors.items() if tensor.dtype in _FLOATS and not _is_finite(tensor)]
+    if broken:
+        raise WeightsError(f"{file} has values that are no numbers in {_some('', broken)}; load another copy.")
+    negative = [
+        n for n, t in tensors.items() if n.endswith("running_var") and t.dtype in _FLOATS and bool((t < 0).any())
+    ]
+    if negative:
+        raise WeightsError(f"{file} has negative variances in {_some('', negative)}; load another copy.")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # the sum is finite only if every value is (or, for the exact answer, has overflown), and costs a tenth
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all())
+
+
+def check_classifier(found: WeightsFolder, tensors: dict[str, Tensor]) -> None:
+    """Raises WeightsError unless the file has the classifier that config.json speaks of, and no other."""
+    names = timm_entries(found.config).get("classifier") or ()
+    present = [n for n in ([names] if isinstance(names, str) else names) if f"{n}.weight" in tensors]
+    count = num_classes(found.config)
+    rows = {len(tensors[f"{n}.weight"]) for n in present} if names else {count}
+    if (rows or {0}) != {count}:
+        raise WeightsError(
+            f"the classifier in {MODEL_FILE} of {found.origin} has {rows.pop() if rows else 0} classes, but its "
+            f"{CONFIG_FILE} says {count}; publish the folder again with simco_zoo.save_pretrained."
+        )
+
+
+def check_fit(tensors: dict[str, Tensor], model: Any, origin: str) -> None:
+    """Raises MisfitError unless the tensors are the whole model and nothing else.
+
+    timm loads with strict=False where the number of classes differs, and then takes half a model without a word. Here
+    only the classifier may be missing (a fresh one is made) or left over (the model has none or another), and the first
+    convolution may have other input channels.
+
+    Args:
+        tensors: The tensors of the file.
+        model: A timm model.
+        origin: What to call the file in a message.
+    """
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    layers = {key: cfg.get(key) or () for key in ("classifier", "first_conv")}
+    classifier, first = (
+        {f"{n}.{p}" for n in ([names] if isinstance(names, str) else names) for p in ("weight", "bias")}
+        for names in layers.values()
+    )
+    expected = model.state_dict()
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if not classifier & tensors.keys():
+        missing -= classifier
+    if not classifier & expected.keys():
+        extra -= classifier
+    same_classes = getattr(model, "num_classes", None) == cfg.get("num_classes")
+    adapted = first | (set() if same_classes else classifier)
+    reshaped = [
+        f"{name} is {_shape(tensors[name])} in the file and {_shape(tensor)} in the model"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+        if name not in adapted or not _is_adaptable(tensors[name], tensor, name in first)
+    ]
+    if missing or extra or reshaped:
+        shapes = "; ".join(reshaped[:3]) + (f"; and {len(reshaped) - 3} more differ" if len(reshaped) > 3 else "")
+        clauses = [_some("missing", missing), _some("left over", extra), shapes]
+        raise MisfitError(
+            f"the weights in {origin} do not fit {cfg.get('architecture', type(model).__name__)}: "
+            f"{'; '.join(filter(None, clauses))}. Load them into the architecture that they were saved from.",
+            shapes,
+        )
+    check_types(tensors, expected, origin)
+
+
+def _is_adaptable(given: Tensor, expected: Tensor, is_first: bool) -> bool:
+    """Whether timm can adapt a tensor: a classifier is left out, of a first layer only the input channels differ."""
+    return not is_first or (given.ndim == expected.ndim == 4 and given[:, :1].shape == expected[:, :1].shape)
+
+
+def check_types(tensors: dict[str, Tensor], expected: dict[str, Tensor], origin: str) -> None:
+    """Raises MisfitError for tensors of another kind (float, integer, bool) than the model's."""
+    wrong = []
+    for name in tensors.keys() & expected.keys():
+        given, wanted = tensors[name].dtype, expected[name].dtype
+        if (wanted in _FLOATS) != (given in _FLOATS) or (wanted == torch.bool) != (given == torch.bool):
+            wrong.append(f"{name} as {str(given).removeprefix('torch.')}")
+    if wrong:
+        raise MisfitError(f"{origin} has {_some('', wrong)}, which no network has; load another copy.")
+
+
+def differences(found: WeightsFolder, architecture: str | None, asked: dict[str, Any]) -> list[str]:
+    """Lists where a caller's arguments contradict a published network; adaptations do not.
+
+    Args:
+        found: The published model.
+        architecture: timm's name of the network that the caller named, if any.
+        asked: Arguments of the backbone that the caller named.
+
+    Returns:
+        Clauses such as ``"stem_padding is 2 as published, 1 as asked"``.
+    """
+    stated, listed = model_args(found.config), []
+    if architecture not in (None, found.config["architecture"]):
+        listed.append(f"architecture is {found.config['architecture']} as published, {architecture} as asked")
+    for key, value in asked.items():
+        value = _plain(value)
+        as_published = stated.get(key, DEFAULTS.get(key))
+        if value == as_published or "drop" in key or (key in ADAPTATIONS and key not in stated):
+            continue
+        listed.append(f"{key} is {as_published!r} as published, {value!r} as asked")
+    return listed
+
+
+def _plain(value: Any) -> Any:
+    """Returns an argument as config.json would hold it."""
+    return json.loads(json.dumps(value, default=lambda v: getattr(v, "__name__", str(v))))
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _some(label: str, names: Iterable[str], limit: int = 4) -> str:
+    listed = sorted(names)
+    if not listed:
+        return ""
+    return f"{label} {', '.join(listed[:limit])}".lstrip() + (
+        f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    )
