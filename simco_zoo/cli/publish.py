@@ -16,7 +16,7 @@ from simco_zoo.arguments import local_path
 from simco_zoo.cli.run import build_command
 from simco_zoo.hub.registry import SHIPPED
 from simco_zoo.publishing import push_to_hub
-from simco_zoo.publishing.push import register_publication
+from simco_zoo.publishing.register import register_publication
 from simco_zoo.publishing.verify import verify
 
 

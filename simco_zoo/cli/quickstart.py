@@ -9,6 +9,7 @@ features. The last line printed is JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -37,13 +38,46 @@ def load_patches(split: str, limit: int | None) -> ImageData:
     return patches.subset(torch.cat([torch.nonzero(labels == label)[:limit, 0] for label in range(16)]))
 
 
-def main(argv: list[str] | None = None) -> int:
+def draw(
+    output: Path,
+    images: ImageData,
+    features: Tensor,
+    test_images: ImageData,
+    test_features: Tensor,
+    top1: dict[str, float],
+) -> None:
+    """Writes ``neighbors.png``, ``map.png`` and ``knn.png``."""
+    draw_neighbors(
+        output / "neighbors.png",
+        images,
+        features,
+        test_images,
+        test_features,
+        rows=pick_images(test_images, 16),  # one of each photograph
+        blocks=2,
+        title=f"Test patches and their five nearest training patches by {MODEL}; red: from another photograph",
+    )
+    title = f"Features of {len(test_images)} test patches by the shipped {MODEL} (t-SNE)"
+    draw_map(output / "map.png", test_images, test_features, title=title)
+    draw_bars(
+        output / "knn.png",
+        top1,
+        highlight=list(top1)[2:],
+        title=f"kNN on {len(test_images)} test patches of the built-in photographs",
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = build_command("quickstart", __doc__)
     parser.add_argument("--output", type=local_path, default=Path("runs/quickstart"), help="the folder to write")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of the training from scratch")
     text = "use at most that many patches of each photograph; default: all"
     parser.add_argument("--limit", type=int, metavar="PATCHES", help=text)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     began = time.perf_counter()
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -89,25 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     top1[f"trained here, {args.epochs} epochs"] = measure(*trained_features)
 
     print("4. draw", flush=True)
-    draw_neighbors(
-        args.output / "neighbors.png",
-        images,
-        features,
-        test_images,
-        test_features,
-        rows=pick_images(test_images, 16),  # one of each photograph
-        blocks=2,
-        title=f"Test patches and their five nearest training patches by {MODEL}; red: from another photograph",
-    )
-    title = f"Features of {len(test_images)} test patches by the shipped {MODEL} (t-SNE)"
-    draw_map(args.output / "map.png", test_images, test_features, title=title)
-
-    draw_bars(
-        args.output / "knn.png",
-        top1,
-        highlight=list(top1)[2:],
-        title=f"kNN on {len(test_images)} test patches of the built-in photographs",
-    )
+    draw(args.output, images, features, test_images, test_features, top1)
 
     print(f"\n{'features':<28}kNN top-1 on photos (%)")
     for name, value in top1.items():

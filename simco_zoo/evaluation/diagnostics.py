@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews, ViewPreset
 from simco_zoo.data.streaming import StreamedImages
-from simco_zoo.evaluation.features import evaluating
+from simco_zoo.evaluation.forward import evaluating
 from simco_zoo.losses import anchor_strength, log_anchor_weights
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -16,7 +16,8 @@ from simco_zoo.data import ImageData, TwoViews, ViewPreset
 from simco_zoo.data.subsets import holdout
 from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import is_main, mean_over_processes, rank, world_size
-from simco_zoo.evaluation.features import Features, build_forward, evaluating, extract_features
+from simco_zoo.evaluation.features import Features, extract_features
+from simco_zoo.evaluation.forward import build_forward, evaluating
 from simco_zoo.evaluation.metrics import accuracy
 from simco_zoo.evaluation.resumable import hash_images, hash_weights
 from simco_zoo.files import atomic_write
@@ -101,12 +102,10 @@ def linear_probe_sgd(
         if checkpoint is not None and is_main():
             heads.save(Path(checkpoint), identity, epoch)
         if on_epoch is not None:
-            top1 = heads.accuracies(held)
-            best = max(range(len(top1)), key=lambda i: top1[i])
+            best, top1 = heads.best(held)
             on_epoch({"epoch": epoch, "loss": loss[best], "held_out_top1": top1[best], "rate": learning_rates[best]})
 
-    top1 = heads.accuracies(held)
-    best = max(range(len(top1)), key=lambda i: top1[i])
+    best, top1 = heads.best(held)
     test = extract_features(model, test_images, batch_size, **options)  # type: ignore[arg-type]
     assert test.labels is not None
     scores = heads.scores(test.features)[best]
@@ -166,6 +165,11 @@ class _Heads:
             finite = bool(torch.isfinite(scores).all())
             found.append(round(accuracy(scores, held.labels.to(scores.device))["top1"], 3) if finite else 0.0)
         return found
+
+    def best(self, held: Features) -> tuple[int, list[float]]:
+        """Returns the number of the best classifier, and the accuracies of all."""
+        top1 = self.accuracies(held)
+        return max(range(len(top1)), key=lambda i: top1[i]), top1
 
     def save(self, path: Path, identity: dict[str, Any], epoch: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

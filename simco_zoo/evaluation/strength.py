@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simco_zoo.data import ImageData, TwoViews
-from simco_zoo.evaluation.features import evaluating
+from simco_zoo.evaluation.forward import evaluating
 from simco_zoo.losses import anchor_strength, dual_temperature
 
 SIZES = (15, 63, 255, 1023, 4095)

@@ -20,6 +20,7 @@ elsewhere c = a = R / (R - t n exp(s_pos / alpha)).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -65,13 +66,9 @@ class ClosedGradientLoss(torch.autograd.Function):
         grad_query = torch.zeros_like(query) if needs["query"] or needs["temperature"] else None
         grads = {pool.name: torch.zeros_like(pool.rows) for pool in pools if needs[pool.name]}
 
-        # on a CPU a block fits the cache; on an accelerator few large kernels serve better
-        columns = sum(pool.columns for pool in pools)
-        block = max(1, (2**19 if query.device.type == "cpu" else 2**26) // columns)
-        for start in range(0, n, block):
-            rows = slice(start, min(start + block, n))
+        for rows in _blocks(query, sum(pool.columns for pool in pools)):
             block_query, positive = query[rows], similarity[rows]
-            logits = [pool.similarities(block_query, start) for pool in pools]  # (B, K) each
+            logits = [pool.similarities(block_query, rows.start) for pool in pools]  # (B, K) each
             odds = block_odds(logits, positive, alpha, settings, count(pools), scalar_pool, block_query)
             weight = torch.sigmoid(odds.scalar)
             losses[rows] = weight * softplus_over_sigmoid(odds.vector)
@@ -91,12 +88,8 @@ class ClosedGradientLoss(torch.autograd.Function):
                 grads["key"] = torch.zeros_like(key)
             grads["key"][settings.offset : settings.offset + n].addcmul_(pull[:, None], query, value=-1)
         if needs["temperature"]:
-            # the loss depends on s / alpha alone, but for the floor n exp(-1 / alpha)
             assert grad_query is not None
-            total = -(query * grad_query).sum()
-            if floored is not None:
-                total += (grad_scale * floored).sum()
-            grads["temperature"] = total / alpha
+            grads["temperature"] = _temperature_gradient(query, grad_query, grad_scale, floored) / alpha
         if needs["query"] and grad_query is not None:
             grads["query"] = grad_query + grads["query"] if "query" in grads else grad_query
         ctx.save_for_backward(*(grads.get(name) for name in Tensors._fields))
@@ -123,6 +116,19 @@ class ClosedGradientLoss(torch.autograd.Function):
         with torch.autocast(inputs.query.device.type, enabled=False):
             found = iter(torch.autograd.grad(plain_loss(inputs, ctx.settings), wanted, grad, create_graph=True))
         return (*(None if own is None else next(found) for own in saved), None)
+
+
+def _blocks(query: Tensor, columns: int) -> Iterator[slice]:
+    """Yields the rows of each block of queries: on a CPU a block fits the cache, an accelerator wants large kernels."""
+    size = max(1, (2**19 if query.device.type == "cpu" else 2**26) // columns)
+    for start in range(0, len(query), size):
+        yield slice(start, min(start + size, len(query)))
+
+
+def _temperature_gradient(query: Tensor, grad_query: Tensor, grad_scale: Tensor, floored: Tensor | None) -> Tensor:
+    """Returns alpha times the loss's derivative by alpha: the loss depends on s / alpha alone, except for the floor."""
+    total = -(query * grad_query).sum()
+    return total if floored is None else total + (grad_scale * floored).sum()
 
 
 class BlockOdds(NamedTuple):

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import ModelCard
 
 from simco_zoo.models.methods import METHODS, method_title
+from simco_zoo.publishing.card_header import METRICS, card_header, kind_of
 from simco_zoo.publishing.card_training import markdown_table, training_table
 
 CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
@@ -22,7 +21,6 @@ CARD_FILE, LOG_FILE, CURVES_FILE = "README.md", "log.csv", "curves.png"
 _FOLDER = "FOLDER"
 _SOURCE = f"local-dir:{_FOLDER}"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-_METRICS = {"knn": "kNN", "linear": "linear probe", "online": "online linear classifier", "finetune": "fine-tuned"}
 
 
 def model_card(config: dict[str, Any]) -> str:
@@ -38,7 +36,7 @@ def model_card(config: dict[str, Any]) -> str:
     names = config["pretrained_cfg"].get("label_names")
     metrics, license = section["metrics"], config["pretrained_cfg"].get("license")
     card = ModelCard.from_template(
-        _header(config),
+        card_header(config),
         template_path=str(_TEMPLATE),
         title=_title(config),
         summary=_summary(config),
@@ -51,7 +49,7 @@ def model_card(config: dict[str, Any]) -> str:
         plain=_plain_timm(config),
         training=training_table(section, kind_of(config)),
         curves=bool(section.get("curves")),
-        evaluation=_evaluation(config) if any(f"{name}_top1" in metrics for name in _METRICS) else "",
+        evaluation=_evaluation(config) if any(f"{name}_top1" in metrics for name in METRICS) else "",
         limits=_limits(config),
         license=f"The weights are licensed under {license}." if license else "No license was stated for these weights.",
     )
@@ -74,19 +72,6 @@ def card_as_written(card: bytes) -> bytes:
 
 
 # What the model is
-
-
-def kind_of(config: dict[str, Any]) -> str:
-    """Returns what was done: "pretrained", "fine-tuned", "probe" (of a frozen backbone), "from scratch" (with labels,
-    from random weights), "converted", or "unknown"."""
-    recipe = config["simco_zoo"]["recipe"]
-    if recipe.get("converted_from"):
-        return "converted"
-    if not recipe.get("finetuned_from"):
-        return "pretrained" if recipe else "unknown"
-    if recipe.get("freeze"):
-        return "probe"
-    return "from scratch" if recipe.get("started_from") == "" else "fine-tuned"
 
 
 def backbone_name(config: dict[str, Any]) -> str:
@@ -139,56 +124,6 @@ def _summary(config: dict[str, Any]) -> str:
     return f"{text} Made with simco-zoo {section['versions'].get('simco_zoo', '')}".rstrip() + "."
 
 
-def _header(config: dict[str, Any]) -> ModelCardData:
-    section, kind = config["simco_zoo"], kind_of(config)
-    tag, data_id = config["pretrained_cfg"].get("tag"), _hub_id(section["data"])
-    own = [] if kind == "from scratch" else ["self-supervised-learning", "contrastive-learning", section["method"]]
-    base = str(section["recipe"].get("started_from") or "")
-    results = _eval_results(section["metrics"], data_id) if data_id else []
-    name = config["architecture"]
-    if name == "small_stem" or "_r" not in name:
-        name = f"{section['method']}-{(config.get('model_args') or {}).get('backbone', name)}"
-    return ModelCardData(
-        license=config["pretrained_cfg"].get("license"),
-        library_name="timm",
-        pipeline_tag="image-classification" if config["num_classes"] else "image-feature-extraction",
-        tags=["simco-zoo", *own, "timm", "transformers"],
-        base_model=base.removeprefix("hf-hub:").split("@")[0] if base.startswith("hf-hub:") else None,
-        datasets=[data_id] if data_id else None,
-        metrics=["accuracy"] if results else None,
-        model_name=f"{name}.{tag}" if tag else name,
-        eval_results=results or None,
-    )
-
-
-def _hub_id(data: dict[str, Any]) -> str | None:
-    """Returns the training data's id on the Hub; None for a folder, whose name means nothing there."""
-    name = data.get("hub_id") or data.get("name")
-    try:
-        if not isinstance(name, str) or name.count("/") != 1:
-            return None
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
-
-
-def _eval_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type="image-classification" if key == "finetune" else "image-feature-extraction",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            metric_type="accuracy",
-            metric_name=f"{label} {top.replace('top', 'top-')} (%)",
-            metric_value=metrics[f"{key}_{top}"],
-        )
-        for key, label in _METRICS.items()
-        for top in ("top1", "top5")
-        if f"{key}_{top}" in metrics
-    ]
-
-
 def _class_list(names: Sequence[str]) -> str:
     shown = ", ".join(names[:50])
     more = f", and {len(names) - 50} more (`label_names` in config.json)" if len(names) > 50 else ""
@@ -227,7 +162,7 @@ def _evaluation(config: dict[str, Any]) -> str:
         "finetune": f"{trained} trained with labels; clean test images, {chosen}",
     }
     rows = [
-        (_METRICS[key], _number(metrics, f"{key}_top1"), _number(metrics, f"{key}_top5"), how)
+        (METRICS[key], _number(metrics, f"{key}_top1"), _number(metrics, f"{key}_top5"), how)
         for key, how in protocols.items()
         if f"{key}_top1" in metrics
     ]
@@ -245,7 +180,7 @@ def _limits(config: dict[str, Any]) -> str:
     data, side = config["simco_zoo"]["data"], config["pretrained_cfg"]["input_size"][-1]
     metrics, names = config["simco_zoo"]["metrics"], config["pretrained_cfg"].get("label_names")
     lines = [f"Images are resized to {side} px before the network sees them; smaller details are lost."]
-    if any(f"{name}_top1" in metrics for name in _METRICS):
+    if any(f"{name}_top1" in metrics for name in METRICS):
         where = data.get("name") or "the data of the training"
         lines.append(f"The accuracies hold for {where}; measure the model on images of your own before relying on it.")
     else:

@@ -1,10 +1,8 @@
-"""push_to_hub and register_publication: a published folder goes to the Hugging Face Hub, and into the registry."""
+"""push_to_hub: publishes a folder on the Hugging Face Hub, in one commit."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import tempfile
 import time
 import warnings
@@ -24,11 +22,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from simco_zoo.files import write_text
 from simco_zoo.hub.config import CONFIG_FILE, parse_config, saved_by_transformers, seal, section, sha256_of
 from simco_zoo.hub.download import WeightsError, read_bytes
 from simco_zoo.hub.folder import from_path, inside
-from simco_zoo.hub.registry import REGISTRY
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, card_as_written, card_for_repository
 from simco_zoo.publishing.save import (
@@ -323,31 +319,3 @@ class _ConflictError(Exception):
 
 class _NoRevisionError(WeightsError):
     """There is no such branch, tag or commit."""
-
-
-def register_publication(folder: str | Path, repo_id: str, revision: str, registry: Path = REGISTRY) -> str:
-    """Writes a publication into the package's registry, so that its name loads it at that commit from then on.
-
-    Args:
-        folder: The published folder; its config.json, with the sha256 of each file, goes into the registry.
-        repo_id: Where it was published.
-        revision: Full sha of the commit there.
-        registry: The JSON file.
-
-    Returns:
-        The name, ``ARCHITECTURE.TAG``.
-
-    Raises:
-        ValueError: If the folder has no tag, the revision is no full sha, or the name belongs to another kind of model.
-    """
-    config = json.loads(read_publication(Path(folder), repo_id)[CONFIG_FILE])
-    tag = config["pretrained_cfg"].get("tag")
-    if not tag:
-        raise ValueError(f"{folder} has no tag to be registered under; train with --tag, or save it with tag=NAME.")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"the revision {revision!r} is no full sha, and anything else can move; register the commit.")
-    name = f"{config['architecture']}.{tag}"
-    entries = json.loads(registry.read_text(encoding="utf-8"))
-    entries[name] = {"repo_id": repo_id, "revision": revision, "config": config}
-    write_text(registry, json.dumps(dict(sorted(entries.items())), indent=2) + "\n")
-    return name

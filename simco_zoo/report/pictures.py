@@ -170,8 +170,6 @@ def draw_map(
         ValueError: If there are fewer than 5 images, not one row of features per image, or the features are all alike
             or not finite.
     """
-    from matplotlib import colormaps
-    from matplotlib.lines import Line2D
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
     from sklearn.manifold import TSNE
 
@@ -189,22 +187,7 @@ def draw_map(
 
     figure = new_figure(*size)
     axes = figure.subplots()
-    colors: list[Any] = [_PLAIN] * len(images)
-    if images.labels is not None:
-        present = images.labels.unique().tolist()
-        few = len(present) <= LEGEND_CLASSES
-        palette = [
-            colormaps["tab20"](i) if few else colormaps["turbo"](i / (len(present) - 1)) for i in range(len(present))
-        ]
-        colors = [palette[present.index(label)] for label in images.labels.tolist()]
-        if few:
-            handles = [Line2D([], [], marker="o", linestyle="", color=color) for color in palette]
-            first = [int((images.labels == label).nonzero()[0]) for label in present]
-            names = [plain_text(str(_class_of(images, row)), 24) for row in first]
-            where: dict[str, Any] = {"loc": "outside right center"}
-            if legend == "below":
-                where = {"loc": "outside lower center", "ncols": max(1, int(size[0] // 1.9)), "columnspacing": 1}
-            figure.legend(handles, names, frameon=False, handletextpad=0.2, **where)
+    colors = _class_colors(figure, images, legend)
     axes.scatter(places[:, 0], places[:, 1], s=14, color=colors, alpha=0.7, linewidths=0)
     axes.margins(0.06)
     axes.set(xticks=[], yticks=[], title=plain_text(title))
@@ -223,6 +206,30 @@ def draw_map(
         axes.add_artist(AnnotationBbox(box, places[index], pad=0, bboxprops=frame))
     save_figure(figure, path)
     return places
+
+
+def _class_colors(figure: Any, images: ImageData, legend: str) -> list[Any]:
+    """Returns the color of each image's class, and explains up to ``LEGEND_CLASSES`` of them in a legend."""
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+
+    if images.labels is None:
+        return [_PLAIN] * len(images)
+    present = images.labels.unique().tolist()
+    few = len(present) <= LEGEND_CLASSES
+    palette = [
+        colormaps["tab20"](i) if few else colormaps["turbo"](i / (len(present) - 1)) for i in range(len(present))
+    ]
+    if few:
+        handles = [Line2D([], [], marker="o", linestyle="", color=color) for color in palette]
+        first = [int((images.labels == label).nonzero()[0]) for label in present]
+        names = [plain_text(str(_class_of(images, row)), 24) for row in first]
+        where: dict[str, Any] = {"loc": "outside right center"}
+        if legend == "below":
+            columns = max(1, int(figure.get_figwidth() // 1.9))
+            where = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1}
+        figure.legend(handles, names, frameon=False, handletextpad=0.2, **where)
+    return [palette[present.index(label)] for label in images.labels.tolist()]
 
 
 def draw_views(

@@ -9,7 +9,7 @@ import torch
 from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import world_size
-from simco_zoo.evaluation.features import evaluating
+from simco_zoo.evaluation.forward import evaluating
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.contrastive import known_options, takes_more_views
 from simco_zoo.models.moco import MoCo

@@ -17,7 +17,7 @@ import torch
 import simco_zoo
 from simco_zoo.hub.config import seal
 from simco_zoo.publishing.card import card_for_repository
-from simco_zoo.publishing.push import register_publication
+from simco_zoo.publishing.register import register_publication
 from tests.hub.client import client_environment
 from tests.hub.hub_server import TOKEN, Hub, Repository
 
