@@ -32,6 +32,12 @@ class ImageData:
         reader: Reads the image of a row, or says why it cannot be read; for images that are not in memory.
         splits: The split of each image where ``split`` is "all" and the source has several.
         notes: What was left out or decided when they were loaded, one sentence each.
+
+    Example:
+        >>> from simco_zoo.data import from_tensor
+        >>> images = from_tensor(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        >>> images.subset([1, 3]).labels.tolist(), images.first(2).shape
+        ([1, 1], torch.Size([2, 3, 8, 8]))
     """
 
     images: Tensor | None

@@ -29,6 +29,11 @@ class ViewPreset:
         size: Side of the view in pixels; None: that of the image.
         mean: Subtracted per channel, of values in [0, 1].
         std: Divided by per channel.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from simco_zoo.data import TwoViews
+        >>> views = TwoViews(replace(PRESETS["cifar"], grayscale=0.0, blur=0.5), size=16)
     """
 
     scale: tuple[float, float]

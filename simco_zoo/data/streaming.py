@@ -31,6 +31,11 @@ class StreamedImages:
         source: Where they come from.
         split: Which part.
         buffer: Images among which the next one is drawn, per process and worker.
+
+    Example:
+        >>> import simco_zoo
+        >>> images = simco_zoo.data.stream_images("org/name", image_size=64)  # doctest: +SKIP
+        >>> simco_zoo.training.pretrain(model, images, epochs=10)  # doctest: +SKIP
     """
 
     stream: Any
@@ -108,6 +113,11 @@ def stream_images(
 
     Raises:
         ValueError: If there is no such source, split or column, or the length is unknown.
+
+    Example:
+        >>> images = stream_images("org/name", image_size=64, length=100_000)  # doctest: +SKIP
+        >>> next(images.epoch(0, batch_size=256)).shape  # doctest: +SKIP
+        torch.Size([256, 3, 64, 64])
     """
     from datasets import Image as ImageFeature
     from datasets import get_dataset_split_names, load_dataset

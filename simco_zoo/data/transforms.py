@@ -63,6 +63,12 @@ class EvalTransform:
         crop_mode: "center" resizes the short side and crops, "squash" resizes both sides, "border" resizes the long
             side and pads with the mean color.
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+
+    Example:
+        >>> transform = EvalTransform((3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> white = transform(Image.new("RGB", (640, 480), "white"))
+        >>> white.shape, white.min().item()
+        (torch.Size([3, 32, 32]), 1.0)
     """
 
     input_size: tuple[int, int, int]
@@ -168,6 +174,13 @@ def input_config(model: nn.Module) -> dict[str, Any]:
 
 
 def normalize(batch: Tensor, config: dict[str, Any]) -> Tensor:
-    """Normalizes a uint8 batch (N, 3, H, W) with ``mean`` and ``std`` of timm's data config, on its device."""
+    """Normalizes a uint8 batch (N, 3, H, W) with ``mean`` and ``std`` of timm's data config, on its device.
+
+    Example:
+        >>> import torch
+        >>> white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+        >>> normalize(white, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.25)}).flatten().tolist()
+        [1.0, 1.0, 2.0]
+    """
     mean, std = (torch.tensor(config[key], device=batch.device).view(1, -1, 1, 1) for key in ("mean", "std"))
     return (batch.float().div_(255) - mean).div_(std)

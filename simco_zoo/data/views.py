@@ -41,6 +41,12 @@ class TwoViews:
 
     Raises:
         ValueError: If the preset, the interpolation or the size is unknown or out of range.
+
+    Example:
+        >>> batch = torch.zeros(4, 3, 40, 32, dtype=torch.uint8)  # on any device
+        >>> view1, view2 = TwoViews("cifar", size=32)(batch, generator=torch.Generator().manual_seed(0))
+        >>> view1.shape, view1.dtype
+        (torch.Size([4, 3, 32, 32]), torch.float32)
     """
 
     def __init__(

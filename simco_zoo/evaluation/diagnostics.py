@@ -22,6 +22,10 @@ def alignment(z1: Tensor, z2: Tensor) -> float:
     Args:
         z1: Unit rows (N, D).
         z2: Unit rows (N, D), row i the positive of row i of ``z1``.
+
+    Example:
+        >>> alignment(torch.eye(2), -torch.eye(2))
+        4.0
     """
     return (z1.double() - z2.double()).square().sum(dim=1).mean().item()
 
@@ -32,6 +36,10 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
     Args:
         z: Unit rows (N, D), N >= 2.
         t: Scale of the kernel.
+
+    Example:
+        >>> uniformity(torch.eye(2))  # one pair, at a squared distance of 2
+        -4.0
     """
     distances = torch.pdist(z.double()).square()
     return torch.logsumexp(-t * distances, dim=0).item() - math.log(len(distances))
@@ -42,6 +50,10 @@ def effective_rank(features: Tensor) -> float:
 
     Args:
         features: Rows (N, D), not centered.
+
+    Example:
+        >>> round(effective_rank(torch.eye(3)), 3)
+        3.0
     """
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
@@ -108,6 +120,13 @@ def diagnose(
         ``strength_mean`` and ``strength_cv``: mean and coefficient of variation over the anchors of 1 - p_i(tau_alpha),
         the strength with which InfoNCE moves them (0: all alike), and ``log_w_q05`` to ``log_w_q95``: quantiles of
         log w_i, w_i = (1 - p_i(tau_beta)) / (1 - p_i(tau_alpha)), the factor of the dual temperature.
+
+    Example:
+        >>> import simco_zoo
+        >>> images = simco_zoo.data.load_images("photos", limit=16)
+        >>> report = diagnose(simco_zoo.create_model("simco_r18_025"), images)
+        >>> 0 <= report["alignment"] <= 4
+        True
     """
     parameter = next(model.parameters())
     batch = images.first(min(limit, len(images))).to(parameter.device)

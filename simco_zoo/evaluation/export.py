@@ -64,6 +64,12 @@ def read_features(path: str | Path) -> Features:
 
     Raises:
         ValueError: If there is no such file, the suffix is another, or the file holds no features.
+
+    Example:
+        >>> import tempfile
+        >>> path = write_features(Path(tempfile.mkdtemp()) / "features.npz", Features(torch.eye(2)))
+        >>> read_features(path).features.shape
+        torch.Size([2, 2])
     """
     path = Path(path)
     if not path.is_file():

@@ -30,6 +30,11 @@ class Features:
         class_names: Names of the labels, or None.
         splits: The split of each image, where images of several were taken; otherwise None.
         info: How the features were made (``model``, ``image_size``, ``flip``...), as far as it is known.
+
+    Example:
+        >>> features = Features(torch.eye(2), names=["a.jpg", "b.jpg"])
+        >>> len(features)
+        2
     """
 
     features: Tensor

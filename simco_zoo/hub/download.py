@@ -28,7 +28,16 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WeightsError(RuntimeError):
-    """The exception raised for every weight-loading failure; the message says which file, and what to do."""
+    """The exception raised for every weight-loading failure; the message says which file, and what to do.
+
+    Example:
+        >>> import simco_zoo
+        >>> try:
+        ...     simco_zoo.create_model("local-dir:nowhere", pretrained=True)
+        ... except WeightsError:
+        ...     print("train it first")
+        train it first
+    """
 
 
 class MismatchError(WeightsError, ValueError):

@@ -37,6 +37,12 @@ class WeightsFolder:
         folder: Where its files lie; None for a bare file.
         bare_file: A safetensors file without a config.json.
         repository: Its repository if it comes from the Hub.
+
+    Example:
+        >>> from simco_zoo.hub import resolve
+        >>> found = resolve("simco_r18_025")
+        >>> found.has_projector, found.read()["conv1.weight"].shape
+        (True, torch.Size([16, 3, 3, 3]))
     """
 
     config: dict[str, Any]

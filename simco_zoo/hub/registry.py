@@ -51,7 +51,12 @@ class Published:
 
 
 def published() -> dict[str, Published]:
-    """Returns the published models that this installation can load by name, shipped ones first."""
+    """Returns the published models that this installation can load by name, shipped ones first.
+
+    Example:
+        >>> [entry.config["architecture"] for entry in published().values() if entry.folder][:1]
+        ['simco_r18_025']
+    """
     return dict(_published(SHIPPED, REGISTRY)[0])
 
 
@@ -120,6 +125,10 @@ def resolve(name: str, *, weights: str | Path | None = None, cache_dir: str | Pa
 
     Raises:
         WeightsError: If there are none, or they cannot be had.
+
+    Example:
+        >>> resolve("simco_r18_025").config["architecture"]
+        'simco_r18_025'
     """
     if weights is not None:
         return from_path(Path(weights))

@@ -194,6 +194,13 @@ def log_anchor_weights(
     """Returns log w_i (N,), how much the dual temperature weights each query; w_i itself overflows at small tau.
 
     The arguments are those of ``dual_temperature``.
+
+    Example:
+        >>> import torch, simco_zoo
+        >>> key = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=1)
+        >>> weights = simco_zoo.losses.log_anchor_weights(torch.eye(2), key, temperature=0.1, dt_m=10.0)
+        >>> bool(weights[0] > weights[1])  # the anchor that InfoNCE neglects more gains more
+        True
     """
     tensors, settings = prepare(query, key, negatives, temperature, dt_m, **kwargs)
     with torch.autocast(tensors.query.device.type, enabled=False):

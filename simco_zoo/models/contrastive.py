@@ -37,6 +37,13 @@ class ContrastiveModel(TimmInterface):
 
     Raises:
         ValueError: If the temperature is not positive, a width is below 1 or the backbone does not pool.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet").eval()
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> model(images).shape, model.project(images).shape
+        (torch.Size([2, 64]), torch.Size([2, 128]))
     """
 
     method: ClassVar[str] = ""

@@ -37,6 +37,11 @@ def list_models(
 
     Returns:
         Names in natural order.
+
+    Example:
+        >>> import simco_zoo
+        >>> simco_zoo.list_models("simco_r18*")
+        ['simco_r18', 'simco_r18_025']
     """
     names = timm.list_models(
         filter, module="zoo", pretrained=pretrained, exclude_filters=exclude_filters, include_tags=include_tags

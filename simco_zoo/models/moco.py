@@ -44,6 +44,12 @@ class MoCo(MomentumModel):
 
     Raises:
         ValueError: If an argument is out of its range, or batch norm of the backbone cannot be split.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("mocov2", backbone="test_resnet", queue_size=64)
+        >>> report = model.contrast(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+        >>> report["loss"].backward()
     """
 
     method = "mocov2"
@@ -230,6 +236,11 @@ class MoCoV1(MoCo):
     """MoCo v1 ("Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020).
 
     The same as ``MoCo`` with a linear projector and temperature 0.07; see there for the arguments.
+
+    Example:
+        >>> import simco_zoo
+        >>> simco_zoo.create_model("mocov1", backbone="test_resnet").temperature
+        0.07
     """
 
     method = "mocov1"

@@ -40,6 +40,12 @@ class SimCLR(ContrastiveModel):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("simclr", backbone="test_resnet", temperature=0.5)
+        >>> report = model.contrast(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+        >>> report["loss"].backward()
     """
 
     method = "simclr"
@@ -150,6 +156,11 @@ class DCL(SimCLR):
     """DCL of "Decoupled Contrastive Learning" (ECCV 2022): ``SimCLR`` with ``decoupled`` on and temperature 0.1.
 
     The other arguments are those of ``SimCLR``.
+
+    Example:
+        >>> import simco_zoo
+        >>> simco_zoo.create_model("dcl", backbone="test_resnet").loss_config()
+        {'name': 'DCL', 'temperature': 0.1}
     """
 
     method = "dcl"

@@ -31,6 +31,12 @@ class SimMoCo(MomentumModel):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("simmoco", backbone="test_resnet", momentum=0.999)
+        >>> report = model.contrast(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+        >>> report["loss"].backward()
     """
 
     method = "simmoco"

@@ -43,6 +43,12 @@ class SimSiam(ContrastiveModel):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import simco_zoo
+        >>> model = simco_zoo.create_model("simsiam", backbone="test_resnet")
+        >>> report = model.contrast(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+        >>> report["loss"].backward()
     """
 
     method = "simsiam"

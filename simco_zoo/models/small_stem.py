@@ -118,6 +118,12 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
 
     Raises:
         ValueError: If no small-image stem is known for the backbone.
+
+    Example:
+        >>> import timm, torch, simco_zoo
+        >>> network = timm.create_model("small_stem", backbone="resnet18", num_classes=10)
+        >>> network(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     asked = {"backbone": backbone, **kwargs}
     family = model_entrypoint(backbone).__module__.rsplit(".", 1)[-1]

@@ -25,6 +25,12 @@ def copy_published(name: str, folder: str | Path) -> Path:
     Raises:
         ValueError: If the folder holds something else.
         WeightsError: If the model cannot be had, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> folder = copy_published("simco_r18_025", Path(tempfile.mkdtemp()) / "copy")
+        >>> (folder / "model.safetensors").is_file()
+        True
     """
     folder = Path(folder).expanduser().absolute()
     check_target(folder)

@@ -83,6 +83,11 @@ def push_to_hub(
         WeightsError: If the folder is damaged, has a link that leads out of it, or the Hub refuses; the repository is
             as it was then.
         ValueError: If there is no remote code for the architecture.
+
+    Example:
+        >>> import simco_zoo
+        >>> sha = simco_zoo.push_to_hub("runs/mine/best", "org/name", tag="v1.0")  # doctest: +SKIP
+        >>> simco_zoo.create_model(f"hf-hub:org/name@{sha}", pretrained=True)  # doctest: +SKIP
     """
     if isinstance(model_or_folder, nn.Module):
         with tempfile.TemporaryDirectory() as temporary:

@@ -26,6 +26,11 @@ def register_publication(folder: str | Path, repo_id: str, revision: str, regist
 
     Raises:
         ValueError: If the folder has no tag, the revision is no full sha, or the name belongs to another kind of model.
+
+    Example:
+        >>> sha = push_to_hub("runs/mine/best", "org/name")  # doctest: +SKIP
+        >>> register_publication("runs/mine/best", "org/name", sha)  # doctest: +SKIP
+        'simco_r18_025.mine'
     """
     config = json.loads(read_publication(Path(folder), repo_id)[CONFIG_FILE])
     tag = config["pretrained_cfg"].get("tag")

@@ -28,6 +28,13 @@ def renew_folder(folder: str | Path, *, new_card: bool = False) -> Path:
 
     Raises:
         WeightsError: If the folder does not verify; nothing is changed then.
+
+    Example:
+        >>> import tempfile
+        >>> from simco_zoo.publishing import copy_published
+        >>> folder = copy_published("simco_r18_025", Path(tempfile.mkdtemp()) / "copy")
+        >>> renew_folder(folder) == folder
+        True
     """
     folder = Path(folder).expanduser()
     problems = [f"{check.name}: {check.problem}" for check in verify(folder) if check.problem]

@@ -91,6 +91,12 @@ def save_pretrained(
     Raises:
         ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``,
             there is no remote code for its architecture, or a weight is beyond the range of half precision.
+
+    Example:
+        >>> import simco_zoo, tempfile
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
+        >>> folder = simco_zoo.save_pretrained(model, Path(tempfile.mkdtemp()) / "model", tag="mine")
+        >>> again = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     """
     folder = Path(folder).expanduser().absolute()
     check_target(folder)

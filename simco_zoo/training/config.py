@@ -63,6 +63,10 @@ class TrainingConfig(AugmentationSettings):
         checkpoint_minutes: Minutes between checkpoints within an epoch, 0 for none.
         keep_checkpoints: Number of checkpoints to keep.
         log_every: Steps between looks at loss and projections; each look waits for the device.
+
+    Example:
+        >>> TrainingConfig(epochs=20, batch_size=128).lr
+        0.03
     """
 
     epochs: int = 200

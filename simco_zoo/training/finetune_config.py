@@ -49,6 +49,10 @@ class FinetuneConfig:
         keep_checkpoints: Number of checkpoints to keep.
         log_every: Steps between looks at the loss; each look waits for the device.
         tensorboard: Write the log for TensorBoard, too, if that is installed.
+
+    Example:
+        >>> FinetuneConfig(epochs=5, freeze=True).lr
+        0.002
     """
 
     epochs: int = 30

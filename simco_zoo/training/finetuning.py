@@ -83,6 +83,15 @@ def finetune(
             resumed.
         TrainingError: If the loss is not finite.
         Interrupted: After Ctrl-C or SIGTERM, when the step was done and a checkpoint and ``last/`` were written.
+
+    Example:
+        >>> import simco_zoo, tempfile
+        >>> images = simco_zoo.data.load_images("photos", limit=64)
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
+        >>> settings = {"epochs": 1, "batch_size": 32, "progress_bar": False}
+        >>> result = finetune(model, images, images, output=tempfile.mkdtemp(), **settings)
+        >>> 0 <= result["top1"] <= 100
+        True
     """
     config = replace(config or FinetuneConfig(), **settings)
     images, loaded = load_splits(images, test_images, require_labels=True)
@@ -159,6 +168,15 @@ class Finetuning(Trainer):
         device: Where to compute.
         name: What the model is called in the card.
         tag: Tag of the published folder, or None.
+
+    Example:
+        >>> import simco_zoo
+        >>> images = simco_zoo.data.load_images("photos", limit=16)
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
+        >>> config = FinetuneConfig(batch_size=16)
+        >>> trainer = Finetuning(model, images, None, images.class_names, config, torch.device("cpu"), name="test")
+        >>> list(trainer.train_step((images.images, images.labels)))
+        ['loss']
     """
 
     columns = ("epoch", "step", "loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds")

@@ -13,7 +13,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run; ``signal`` says which, and ``exit_code`` is what a shell would report: 128 + signal."""
+    """A signal ended the run; ``signal`` says which, and ``exit_code`` is what a shell would report: 128 + signal.
+
+    Example:
+        >>> Interrupted(signal.SIGTERM).exit_code
+        143
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -88,6 +88,13 @@ def pretrain(
         CollapseError: A TrainingError, if the projections collapse.
         Interrupted: A KeyboardInterrupt after Ctrl-C or SIGTERM, when the step was done and a checkpoint and ``last/``
             were written; a second signal ends the run at once.
+
+    Example:
+        >>> import simco_zoo, tempfile
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
+        >>> images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+        >>> folder = pretrain(model, images, output=tempfile.mkdtemp(), epochs=1, batch_size=8, progress_bar=False)
+        >>> trained = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     """
     config = replace(config or TrainingConfig(), **settings)
     if isinstance(images, StreamedImages):
@@ -134,6 +141,14 @@ class Pretraining(Trainer):
         config: Settings that ``check_pretraining`` has accepted.
         device: Where to compute.
         tag: Tag of the published weights, or None.
+
+    Example:
+        >>> import simco_zoo
+        >>> images = simco_zoo.data.load_images("photos", limit=8)
+        >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
+        >>> trainer = Pretraining(model, images, None, TrainingConfig(batch_size=8), torch.device("cpu"))
+        >>> sorted(trainer.step(images.images, torch.Generator()))
+        ['loss', 'positive_similarity', 'proj_std']
     """
 
     columns = COLUMNS

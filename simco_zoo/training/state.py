@@ -30,6 +30,12 @@ class TrainState:
         rows: Rows of the log, one per finished epoch.
         best: The row with the highest accuracy so far, empty if none was measured.
         phases: The stretches of the run with a learning-rate schedule each; the last one is under way.
+
+    Example:
+        >>> state = TrainState()
+        >>> state.add({"loss": torch.tensor(2.0)})
+        >>> state.epoch_steps, state.sums["loss"].item()
+        (1, 2.0)
     """
 
     step: int = 0

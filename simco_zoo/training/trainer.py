@@ -26,7 +26,14 @@ from simco_zoo.training.state import TrainState, seeded_generator
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not finite or the projections collapsed."""
+    """Training cannot go on: the loss is not finite or the projections collapsed.
+
+    Example:
+        >>> try:
+        ...     pretrain(model, images, lr=1e9)  # doctest: +SKIP
+        ... except TrainingError as error:
+        ...     print(error)
+    """
 
 
 class CollapseError(TrainingError):

@@ -33,3 +33,15 @@ def write(root: Path, names: Iterable[str], size: tuple[int, int] = (8, 8)) -> P
 def classes(root: Path, **counts: int) -> Path:
     """Writes class folders with as many pictures each."""
     return write(root, [f"{name}/{i}.png" for name, count in counts.items() for i in range(count)])
+
+
+def bright_and_dark(root: Path, train: int, test: int, size: tuple[int, int]) -> Path:
+    """Writes train/ and test/ with two classes that a network can tell apart, as many pictures of each class."""
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(("bright", "dark")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                generator = np.random.default_rng(1000 * label + i + (500 if split == "test" else 0))
+                values = generator.integers(0, 128, (size[1], size[0], 3)) + 127 * (1 - label)
+                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root

@@ -15,6 +15,7 @@ import simco_zoo
 from simco_zoo.cli import main
 from simco_zoo.data import load_images
 from simco_zoo.evaluation import knn, read_features
+from tests.data.pictures import bright_and_dark
 
 MODEL = ["--model", "simco_r18_025"]
 
@@ -22,14 +23,7 @@ MODEL = ["--model", "simco_r18_025"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Two classes of 10 training and 5 test images."""
-    root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 10), ("test", 5)):
-        for label, name in enumerate(("bright", "dark")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                generator = np.random.default_rng(1000 * label + i + (500 if split == "test" else 0))
-                values = generator.integers(0, 128, (36, 40, 3)) + 127 * (1 - label)
-                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    root = bright_and_dark(tmp_path_factory.mktemp("images"), 10, 5, (40, 36))
     # a copy of a training image, and nearly one
     (root / "test" / "dark" / "copy.png").write_bytes((root / "train" / "dark" / "3.png").read_bytes())
     return root

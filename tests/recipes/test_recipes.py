@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -26,6 +25,7 @@ from simco_zoo.cli import COMMANDS, pretrain
 from simco_zoo.models.methods import METHODS
 from simco_zoo.training import TrainingConfig
 from simco_zoo.training.checkpoint import list_checkpoints
+from tests.data.pictures import bright_and_dark
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -45,15 +45,7 @@ def last_json(done: subprocess.CompletedProcess) -> dict:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Two classes of 20 images of 40 x 36 px, in folders for training and test."""
-    root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 20), ("test", 6)):
-        for label, name in enumerate(("bright", "dark")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                generator = np.random.default_rng(1000 * label + i + (500 if split == "test" else 0))
-                values = generator.integers(0, 128, (36, 40, 3)) + 127 * (1 - label)
-                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
-    return root
+    return bright_and_dark(tmp_path_factory.mktemp("images"), 20, 6, (40, 36))
 
 
 @pytest.fixture(scope="module")

@@ -20,28 +20,21 @@ from PIL import Image
 
 import simco_zoo
 from simco_zoo.training import pretrain
+from tests.data.pictures import bright_and_dark
 
 
 @pytest.fixture(scope="module")
 def recipe():
     """Imports a command; a process of its own for each call would take most of the time, and so would curves.png."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simco_zoo.training.run.draw_curves", lambda *args: None)
+        patch.setattr("simco_zoo.training.log.draw_curves", lambda *args: None)
         yield importlib.import_module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Two classes of 16 training and 6 test images."""
-    root = tmp_path_factory.mktemp("images")
-    for split, number in (("train", 16), ("test", 6)):
-        for label, name in enumerate(("bright", "dark")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(number):
-                generator = np.random.default_rng(1000 * label + i + (500 if split == "test" else 0))
-                values = generator.integers(0, 128, (24, 24, 3)) + 127 * (1 - label)
-                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
-    return root
+    return bright_and_dark(tmp_path_factory.mktemp("images"), 16, 6, (24, 24))
 
 
 @pytest.fixture(scope="module")
