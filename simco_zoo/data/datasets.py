@@ -39,6 +39,7 @@ def from_tensor(
         ValueError: If the images are not uint8 of that shape or the labels are not as many.
 
     Example:
+        >>> import torch
         >>> from simco_zoo.data import from_tensor
         >>> len(from_tensor(torch.zeros(10, 3, 32, 32, dtype=torch.uint8)))
         10

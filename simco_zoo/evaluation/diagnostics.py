@@ -38,7 +38,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
         t: Scale of the kernel.
 
     Example:
-        >>> uniformity(torch.eye(2))  # one pair, at a squared distance of 2
+        >>> round(uniformity(torch.eye(2)), 6)  # one pair, at a squared distance of 2
         -4.0
     """
     distances = torch.pdist(z.double()).square()

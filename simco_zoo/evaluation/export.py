@@ -67,7 +67,7 @@ def read_features(path: str | Path) -> Features:
 
     Example:
         >>> import tempfile
-        >>> path = write_features(Path(tempfile.mkdtemp()) / "features.npz", Features(torch.eye(2)))
+        >>> path = write_features(Features(torch.eye(2)), Path(tempfile.mkdtemp()) / "features.npz")
         >>> read_features(path).features.shape
         torch.Size([2, 2])
     """

@@ -199,7 +199,7 @@ def log_anchor_weights(
         >>> import torch, simco_zoo
         >>> key = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=1)
         >>> weights = simco_zoo.losses.log_anchor_weights(torch.eye(2), key, temperature=0.1, dt_m=10.0)
-        >>> bool(weights[0] > weights[1])  # the anchor that InfoNCE neglects more gains more
+        >>> bool(weights[1] > weights[0])  # the anchor that InfoNCE moves less has the larger weight
         True
     """
     tensors, settings = prepare(query, key, negatives, temperature, dt_m, **kwargs)

@@ -43,7 +43,7 @@ class ContrastiveModel(TimmInterface):
         >>> model = simco_zoo.create_model("simco", backbone="test_resnet").eval()
         >>> images = torch.randn(2, 3, 32, 32)
         >>> model(images).shape, model.project(images).shape
-        (torch.Size([2, 64]), torch.Size([2, 128]))
+        (torch.Size([2, 96]), torch.Size([2, 128]))
     """
 
     method: ClassVar[str] = ""

@@ -93,7 +93,7 @@ def pretrain(
         >>> import simco_zoo, tempfile
         >>> model = simco_zoo.create_model("simco", backbone="test_resnet")
         >>> images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-        >>> folder = pretrain(model, images, output=tempfile.mkdtemp(), epochs=1, batch_size=8, progress_bar=False)
+        >>> folder = pretrain(model, images, output=tempfile.mkdtemp(), epochs=1, batch_size=16, progress_bar=False)
         >>> trained = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     """
     config = replace(config or TrainingConfig(), **settings)
