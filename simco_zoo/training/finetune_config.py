@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
+from simco_zoo.distributed import world_size
 from simco_zoo.training.config import check_ranges, check_shared
 
 
@@ -162,3 +163,12 @@ FREE_ON_RESUME |= {"tensorboard"}
 BRANCH_FIXED = {"kind", "processes", "batch_size", "opt", "filter_bias_and_norm", "layer_decay", "freeze", "seed"}
 BRANCH_FIXED |= {"model.method", "model.architecture", "model.arguments", "label_fraction", "data.classes"}
 BRANCH_FIXED |= {"data.images", "data.names", "data.pixels", "data.labels", "data.image_size"}
+
+
+def fitting_batch_size(config: FinetuneConfig, images: int) -> int:
+    """Returns the largest batch size up to the configured one that the images fill and the processes share."""
+    multiple = world_size() * 2 if config.mixup or config.cutmix else world_size()  # mixup wants pairs
+    fitting = min(config.batch_size, images) // multiple * multiple
+    if fitting < 1:
+        raise ValueError(f"{images} labeled images do not fill a batch of {multiple}; use a larger share.")
+    return fitting

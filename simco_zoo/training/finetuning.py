@@ -25,7 +25,13 @@ from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.report.confusion import write_confusion
 from simco_zoo.training.checks import check_image_size
-from simco_zoo.training.finetune_config import BRANCH_FIXED, FREE_ON_RESUME, FinetuneConfig, build_auto_augment
+from simco_zoo.training.finetune_config import (
+    BRANCH_FIXED,
+    FREE_ON_RESUME,
+    FinetuneConfig,
+    build_auto_augment,
+    fitting_batch_size,
+)
 from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.log import read_summary
 from simco_zoo.training.loop import restore, train
@@ -105,7 +111,7 @@ def finetune(
         assert images.labels is not None
         images = images.subset(balanced_subset(images.labels, config.label_fraction, config.seed))
     images, val_images = _hold_out(images, config)
-    config = replace(config, batch_size=_fitting_batch_size(config, len(images)))
+    config = replace(config, batch_size=fitting_batch_size(config, len(images)))
 
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
     run = Run(
@@ -145,15 +151,6 @@ def _hold_out(images: ImageData, config: FinetuneConfig) -> tuple[ImageData, Ima
         return images, None
     trained, held_out = holdout(images.labels, len(images), config.holdout, config.seed)
     return images.subset(trained), images.subset(held_out)
-
-
-def _fitting_batch_size(config: FinetuneConfig, images: int) -> int:
-    """Returns the largest batch size up to the configured one that the images fill and the processes share."""
-    multiple = world_size() * 2 if config.mixup or config.cutmix else world_size()  # mixup wants pairs
-    fitting = min(config.batch_size, images) // multiple * multiple
-    if fitting < 1:
-        raise ValueError(f"{images} labeled images do not fill a batch of {multiple}; use a larger share.")
-    return fitting
 
 
 class Finetuning(Trainer):

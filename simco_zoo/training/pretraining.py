@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from simco_zoo.data import ImageData, load_images, load_splits
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
-from simco_zoo.models.contrastive import known_options
-from simco_zoo.models.moco import MoCo
 from simco_zoo.models.momentum import MomentumModel
 from simco_zoo.training.budget import fitting_steps
 from simco_zoo.training.checks import check_pretraining
 from simco_zoo.training.config import BRANCH_FIXED, FREE_ON_RESUME, TrainingConfig
+from simco_zoo.training.contrast_module import ContrastModule
 from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.log import COLUMNS, peak_memory_mb
 from simco_zoo.training.loop import restore, train
@@ -176,7 +175,7 @@ class Pretraining(Trainer):
         self._describe_views(tag)
         self.build_optimizer(model, config)
         # a classifier takes no part
-        self.contrast = self.distribute(_Contrast(model, config), find_unused_parameters=model.num_classes > 0)
+        self.contrast = self.distribute(ContrastModule(model, config), find_unused_parameters=model.num_classes > 0)
         self.monitor = Monitor(model, images, test_images, config)
         if config.online_linear:
             assert images.labels is not None
@@ -335,18 +334,3 @@ class Pretraining(Trainer):
         super().set_phases(phases)
         if self.monitor.online_probe is not None:
             self.monitor.online_probe.set_phase(phases[-1], self.state.step)
-
-
-class _Contrast(nn.Module):
-    """The method's loss as a forward: DistributedDataParallel synchronizes gradients through no other."""
-
-    def __init__(self, model: ContrastiveModel, config: TrainingConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = torch.compile(model.contrast, mode=config.compile_mode) if config.compile else model.contrast
-        # the queue is the same on all processes, so it takes the keys of all
-        across_processes = world_size() > 1 and (config.negatives == "global" or isinstance(model, MoCo))
-        self.options = {"across_processes": across_processes, "report_features": config.online_linear}
-
-    def forward(self, *views: Tensor, **options: Any) -> dict[str, Tensor]:
-        return self.loss(*views, **known_options(self.model, {**self.options, **options}))
