@@ -93,3 +93,21 @@ def warn_of_small_classes(images: ImageData) -> None:
 def shorten(names: list[str], shown: int = 5) -> str:
     """Joins names for a message, the first few of many."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def hold_out(images: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData | None]:
+    """Splits labeled images into those to train on and those that choose the epoch.
+
+    Args:
+        images: Labeled images.
+        share: Share of each class that is held out, in [0, 1).
+        seed: Seed of the choice.
+
+    Returns:
+        Both parts; the second is None if ``share`` is 0 or no class has two images.
+    """
+    assert images.labels is not None
+    if not share or int(images.labels.bincount().max()) < 2:
+        return images, None
+    trained, held_out = holdout(images.labels, len(images), share, seed)
+    return images.subset(trained), images.subset(held_out)
