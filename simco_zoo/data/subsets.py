@@ -95,7 +95,7 @@ def shorten(names: list[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def hold_out(images: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData | None]:
+def split_holdout(images: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData | None]:
     """Splits labeled images into those to train on and those that choose the epoch.
 
     Args:

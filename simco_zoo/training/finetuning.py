@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from simco_zoo.data import ImageData, TwoViews, load_splits
 from simco_zoo.data.presets import ViewPreset
-from simco_zoo.data.subsets import balanced_subset, hold_out, warn_of_small_classes
+from simco_zoo.data.subsets import balanced_subset, split_holdout, warn_of_small_classes
 from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, world_size
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
@@ -110,7 +110,7 @@ def finetune(
     if config.label_fraction < 1:
         assert images.labels is not None
         images = images.subset(balanced_subset(images.labels, config.label_fraction, config.seed))
-    images, val_images = hold_out(images, config.holdout, config.seed)
+    images, val_images = split_holdout(images, config.holdout, config.seed)
     config = replace(config, batch_size=fitting_batch_size(config, len(images)))
 
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
