@@ -3,7 +3,7 @@
     python recipes/reproduce.py --dry-run                                              # what would run, and how
     python recipes/reproduce.py --amp bf16 --jobs 3                                    # the paper's 15 cells, on a GPU
     python recipes/reproduce.py --methods simco simco-infonce --batch-sizes 256 --backbone r18_025 --epochs 5
-    python recipes/reproduce.py --summary                                              # the table beside the paper's
+    python recipes/reproduce.py --summary                                              # the table next to the paper's
 
 Each cell is a run of pretrain.py in the paper's settings, in a process and a folder of its own
 (OUTPUT/DATASET/BACKBONE/METHOD-bBATCH-sSEED-eEPOCHS...), with its output in output.log there. A finished one is a row
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", nargs="+", type=int, default=[0])
     what.add_argument("--backbone", default="r18", help="r18 (the paper's), r18_025, or a name of timm")
     what.add_argument("--epochs", type=int, default=EPOCHS)
-    what.add_argument("--limit", type=int, help="use only so many images of each split")
+    what.add_argument("--limit", type=int, help="use at most this many images of each split")
     what.add_argument("--stem-padding", type=int, choices=(1, 2), default=1, help="2 is the official code's")
     what.add_argument("--amp", choices=AMP_DTYPES, default="none")
 
@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--output", type=Path, default=Path("runs/reproduce"))
     how.add_argument("--table", type=Path, default=Path(__file__).parent / "results" / "paper_table.csv")
     how.add_argument("--dry-run", action="store_true", help="only print deviations, cells and commands")
-    how.add_argument("--summary", action="store_true", help="only read the table: print, .md and .png beside it")
+    how.add_argument(
+        "--summary", action="store_true", help="only read the table: print it, and write .md and .png next to it"
+    )
     how.add_argument("--metrics", nargs="+", choices=METRICS, default=["online_last", "linear_last", "knn_last"])
     return parser
 
@@ -93,7 +95,7 @@ def print_plan(cells: list[Cell], args: argparse.Namespace, finished: set[str]) 
 
 
 def write_summary(args: argparse.Namespace) -> None:
-    """Prints the table beside the paper's, and writes it with the deviations, and a picture of it."""
+    """Prints the table next to the paper's, and writes it with the deviations, and a picture of it."""
     rows = read_table(args.table)
     text = summarize(rows, args.metrics)
     print(text)
@@ -102,7 +104,7 @@ def write_summary(args: argparse.Namespace) -> None:
     if draw_table(args.table.with_suffix(".png"), rows, args.metrics):
         print(f"picture: {args.table.with_suffix('.png')}")
     else:
-        print("no picture: there is no full-length cell of CIFAR-100 yet to stand beside the paper's points")
+        print("no picture: there is no full-length cell of CIFAR-100 yet to compare with the paper's points")
 
 
 def main(argv: list[str] | None = None) -> int:

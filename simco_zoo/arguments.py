@@ -118,7 +118,7 @@ def import_module(name: str) -> str:
     except ModuleNotFoundError as error:
         if error.name != name.split(".")[0] and error.name != name:
             raise
-        raise ValueError(f"--import {name}: there is no module of that name here or among the installed.") from error
+        raise ValueError(f"--import {name}: no module of that name is in this folder or installed.") from error
     return name
 
 
@@ -172,7 +172,7 @@ def find_config(name: str | Path) -> Path:
     if packaged.is_file():
         return packaged
     names = sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
-    raise ValueError(f"there is no file {path}, and no settings of that name; names are {', '.join(names)}.")
+    raise ValueError(f"no file {path} and no settings of that name exist; the names are {', '.join(names)}.")
 
 
 def write_settings(path: Path, args: argparse.Namespace) -> None:
@@ -202,7 +202,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise ValueError(f"{path} is no YAML{where}; write lines like 'epochs: 200'.") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} is no mapping of settings; write lines like 'epochs: 200'.")
+        raise ValueError(f"{path} is not a mapping of settings; write lines like 'epochs: 200'.")
     return settings
 
 

@@ -85,7 +85,7 @@ def init_distributed(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # gloo beside nccl: what lies on the CPU (signals, features) is exchanged without the GPU
+        # gloo next to nccl: what lies on the CPU (signals, features) is exchanged without the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         atexit.register(_leave)
     return device

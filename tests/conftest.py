@@ -45,5 +45,5 @@ def views() -> tuple[torch.Tensor, torch.Tensor]:
 def cifar100() -> str:
     """The folder of CIFAR-100, where it is."""
     if not CIFAR100.is_dir():
-        pytest.skip("CIFAR-100 is not beside the repository (../shared/data/cifar100)")
+        pytest.skip("CIFAR-100 is not next to the repository (../shared/data/cifar100)")
     return str(CIFAR100)

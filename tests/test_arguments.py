@@ -141,5 +141,5 @@ def test_a_module_is_imported_from_the_working_directory(tmp_path, monkeypatch):
     import_first(["--import", "registers_something", "--other", "1"])
     assert sys.registered == 1
     del sys.registered
-    with pytest.raises(ValueError, match="there is no module of that name"):
+    with pytest.raises(ValueError, match="no module of that name"):
         import_first(["--import", "registers_nothing"])

@@ -85,7 +85,7 @@ PRODUCTS, NORMS = "convolutions, linear layers", "batch norm, ReLU, residuals"
 
 
 def forward_and_backward(layers: list[Layer], images: int) -> list[Kernel]:
-    """Returns the kernels of a training-mode forward and backward of so many images through an encoder."""
+    """Returns the kernels of a training-mode forward and backward of a batch through an encoder."""
     kernels = []
     for index, layer in enumerate(layers):
         read, written = (BF16 * images * elements for elements in (layer.read, layer.written))

@@ -1,4 +1,4 @@
-"""The speed table of one GPU: whether the fast path is right, what it costs beside the bare backbone, and lightly's.
+"""The speed table of one GPU: the fast path's errors, its cost next to the bare backbone, and lightly's recipe.
 
 On a CPU the same code runs at the compact width, as a rehearsal.
 """
@@ -231,7 +231,7 @@ def waits(call: Callable[[], Any]) -> Counter[str]:
 
 
 def whole_run(scale: Scale, trainer: Pretraining) -> Iterator[Row | str]:
-    """Measures epochs as a run has them, what is done beside them, and lightly's recipe on the same images."""
+    """Measures epochs as a run has them, what is done between them, and lightly's recipe on the same images."""
     device, n = scale.device, scale.batch_size
     trainer.state.step = 0
     rows = trainer.state.rows
@@ -262,17 +262,17 @@ def whole_run(scale: Scale, trainer: Pretraining) -> Iterator[Row | str]:
         save(trainer, run)
 
     finish_epoch()
-    beside = [seconds_of(finish_epoch, device) for _ in range(measured)]
-    yield report("simco: diagnostics and checkpoint of an epoch, seconds", beside)
-    minutes = [projected_minutes(n, a / steps, b, c) for a, b, c in zip(passes, beside, knn, strict=True)]
+    between = [seconds_of(finish_epoch, device) for _ in range(measured)]
+    yield report("simco: diagnostics and checkpoint of an epoch, seconds", between)
+    minutes = [projected_minutes(n, a / steps, b, c) for a, b, c in zip(passes, between, knn, strict=True)]
     what = f"{EPOCHS} epochs of {IMAGES} images, kNN every {KNN_EVERY}, minutes: projected from these"
     yield judge(f"simco: {what}", minutes, 6)
     yield from against_lightly(scale, statistics.median(ours), sorted({min(WORKERS, cores()), cores()}))
 
 
-def projected_minutes(n: int, step: float, beside: float, knn: float) -> float:
+def projected_minutes(n: int, step: float, between: float, knn: float) -> float:
     """Returns the minutes of a run, of the seconds of a step of n images, of an epoch's rest and of a kNN."""
-    return (EPOCHS * (IMAGES // n * step + beside) + EPOCHS // KNN_EVERY * knn) / 60
+    return (EPOCHS * (IMAGES // n * step + between) + EPOCHS // KNN_EVERY * knn) / 60
 
 
 def against_lightly(scale: Scale, ours: float, worker_counts: list[int]) -> Iterator[Row | str]:

@@ -49,8 +49,8 @@ def lightly_steps(
     Args:
         images: uint8 images (N, 3, S, S).
         batch_size: Images per step.
-        device: Where to train.
-        width: Of the ResNet-18; 1 in lightly's recipe.
+        device: Device to train on.
+        width: Width of the ResNet-18; 1 in lightly's recipe.
         workers: Processes that make the views.
 
     Raises:

@@ -86,10 +86,10 @@ class Cell:
         data: Where its images are: a Hub id, a folder, or "photos".
         method: One of ``METHODS``.
         batch_size: Images per step.
-        seed: Of weights, order and views.
+        seed: Seed of the weights, the order of the images and the views.
         backbone: "r18" (the paper's), "r18_025", or a name of timm.
         epochs: Passes over the images.
-        limit: Use only so many images of each split.
+        limit: Use at most this many images of each split.
         stem_padding: Padding of the small-image stem.
         amp: "none", "bf16" or "fp16".
     """

@@ -36,7 +36,7 @@ class Job:
 
     def __init__(self, cell: Cell, args: argparse.Namespace, lock: int) -> None:
         self.cell, self.run = cell, (args.output / cell.folder).absolute()
-        self.together = 1  # the most cells that ran beside each other while this one did, itself counted
+        self.together = 1  # the most cells that ran at the same time as this one, itself counted
         self.run.mkdir(parents=True, exist_ok=True)
         self.epochs = epochs_done(self.run)
         self.log = self.run / "output.log"

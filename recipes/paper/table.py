@@ -1,4 +1,4 @@
-"""The table of reproduce.py: its csv file, its summary beside the paper's figures, its picture."""
+"""The table of reproduce.py: its csv file, its summary next to the paper's figures, its picture."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def summarize(rows: list[Row], metrics: Sequence[str]) -> str:
-    """Returns the summary in Markdown: full-length runs beside the paper's figures, all others in a part of their own.
+    """Returns the summary in Markdown: full-length runs next to the paper's figures, all others in a part of their own.
 
     Args:
         rows: The table, as ``read_table`` gives it.
@@ -70,7 +70,7 @@ def summarize(rows: list[Row], metrics: Sequence[str]) -> str:
     parts = ["# The paper's table, measured again", _missing(full)]
     groups = _groups(full)
     if not any(group[0] == "cifar100" for group in groups):
-        groups[("cifar100",)] = []  # the paper's figures stand there even if nothing is beside them
+        groups[("cifar100",)] = []  # the paper's figures stand there even if there is nothing to compare them with
     for group in sorted(groups):
         settings = f", {_settings(group[4:])}" if groups[group] else ""
         parts.append(f"## {group[0]}, ResNet-18, 200 epochs{settings}")
@@ -110,7 +110,7 @@ def _missing(full: list[Row]) -> str:
     return (
         "Full-length cells (ResNet-18, 200 epochs, 50,000 images) with at least one seed:\n\n"
         + "\n".join(counts)
-        + "\n\nWhich accuracy the paper's figures are is not known; they stand beside each of ours."
+        + "\n\nWhich accuracy the paper's figures are is not known; each of ours stands next to them."
     )
 
 

@@ -40,7 +40,7 @@ class Cell:
 
     Attributes:
         labels: What tells the cell from the others of its study, as numbers and texts.
-        method: A method of the zoo, or "dictionaries" for ``DictionaryModel``.
+        method: A registered method, or "dictionaries" for ``DictionaryModel``.
         arguments: Arguments of the method.
         training: Settings of ``TrainingConfig``; the seed is also that of the initial weights.
         backbone: timm's name of the backbone.

@@ -18,7 +18,7 @@ _CHARACTERS = 12.5  # of a caption's line, per inch
 def write_figure(
     path: Path, draw: Callable[[Any], None], caption: str, *, width: float = 9.0, height: float = 4.2
 ) -> bool:
-    """Draws a figure with a caption below and writes the caption as text beside it.
+    """Draws a figure with a caption below and writes the caption as text next to it.
 
     Args:
         path: The file, ``.png``; the text gets the suffix ``.txt``.

@@ -119,12 +119,12 @@ def split_keys(
         if last == 5 and not stem_relu:
             raise ValueError(
                 "lightly's ResNetGenerator, cut up as nn.Sequential(*list(resnet.children())[:-1]), has lost the ReLU "
-                "after its stem, and is another network than any of the zoo's; pass --stem-relu if your code applied "
+                "after its stem, and is another network than any registered one; pass --stem-relu if your code applied "
                 "the ReLU after all."
             )
         backbone = {key: _lightly_name(name, CHILDREN.get(last, {})) for key, name in backbone.items()}
     backbone = {key: name.replace(".shortcut.", ".downsample.") for key, name in backbone.items()}
-    # a classifier trained beside the backbone is not part of it
+    # a classifier trained alongside the backbone is not part of it
     classifiers = ("fc.", "linear.", "head.", "classifier.")
     backbone = {key: name for key, name in backbone.items() if not name.startswith(classifiers)}
     return backbone, {key: f"0.{name}" if name in ("weight", "bias") else name for key, name in projector.items()}
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     for theirs in result["left_out"]:
         print(f"  {theirs} -> left out")
     if not result["projector"]:
-        print("no projector of the zoo (batch norm, another depth, or none at all): the folder gives features only")
+        print("no projector that simco-zoo knows (batch norm, another depth, or none): the folder gives features only")
     print(f"load it: simco_zoo.create_model('local-dir:{result['folder']}', pretrained=True)")
     print(json.dumps(result))
     return 0

@@ -15,7 +15,7 @@ from simco_zoo.publishing import copy_published
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_command("download", __doc__, "NAME")
-    parser.add_argument("name", type=place, help="a name of the zoo, local-dir:PATH or hf-hub:org/name")
+    parser.add_argument("name", type=place, help="a registered name, local-dir:PATH or hf-hub:org/name")
     parser.add_argument("--to", required=True, type=local_path, metavar="DIR", help="the folder to write")
     args = parser.parse_args(argv)
     copy_published(args.name, args.to)

@@ -21,7 +21,7 @@ from simco_zoo.publishing.card import CARD_FILE
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_command("info", __doc__, "NAME")
-    parser.add_argument("name", type=place, help="a name of the zoo, local-dir:PATH, hf-hub:org/name, or a folder")
+    parser.add_argument("name", type=place, help="a registered name, local-dir:PATH, hf-hub:org/name, or a folder")
     name = parser.parse_args(argv).name
     known = published()
     tagged = name in known or any(split_model_name_tag(other)[0] == name for other in known)

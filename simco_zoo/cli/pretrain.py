@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = build_command("pretrain", __doc__)
     model = parser.add_argument_group("model")
     add_config(model)
-    text = "a name of the zoo, or a method over a free backbone (simco, simmoco...)"
+    text = "a registered name, or a method over a free backbone (simco, simmoco...)"
     model.add_argument("--model", type=place, default="simco_r18", help=text)
     model.add_argument("--backbone", help="timm's name of the backbone, if --model is a method")
     text = "arguments of the backbone, e.g. drop_path_rate=0.1"

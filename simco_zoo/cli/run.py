@@ -33,7 +33,7 @@ def build_command(name: str, description: str | None, positional: str = "") -> a
     Args:
         name: The command, e.g. "knn".
         description: The docstring of its module; the help starts with it.
-        positional: How the usage shows what is no flag, e.g. "NAME".
+        positional: Positional arguments as the usage shows them, e.g. "NAME".
     """
     prog = f"simco-zoo {name}"
     usage = " ".join(filter(None, (prog, positional, "[settings]")))  # argparse's own lists every flag

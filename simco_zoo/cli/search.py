@@ -4,7 +4,7 @@
     simco-zoo search --features features.parquet --duplicates --threshold 0.98
 
 The file is one that simco-zoo extract wrote. Similarity is the cosine of the features, at most 1. Prints a table, draws
-the images beside the file (FILE-search.png or FILE-duplicates.png) if they can still be read, and ends with a line of
+the images next to the file (FILE-search.png or FILE-duplicates.png) if they can still be read, and ends with a line of
 JSON.
 """
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         "--model", type=place, help="model of the queries' features; default: the one that the file names"
     )
     model.add_argument("--images", type=place, help="where the images are now; default: where the file says")
-    model.add_argument("--picture", type=local_path, metavar="FILE", help="default: beside the features")
+    model.add_argument("--picture", type=local_path, metavar="FILE", help="default: next to the features")
     add_import(model)
     add_device(parser.add_argument_group("computing"))
     args = parser.parse_args(argv)

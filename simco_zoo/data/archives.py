@@ -144,7 +144,7 @@ def _index(files: list[Path]) -> dict[str, Place]:
 
 
 def _label(index: dict[str, Place], path: str, label_column: str | None) -> Any:
-    """Returns the label that a WebDataset's sample carries beside its image: KEY.cls, or a key of KEY.json."""
+    """Returns the label that a WebDataset's sample carries along with its image: KEY.cls, or a key of KEY.json."""
     folder, _, base = path.rpartition("/")
     for key in (base.rpartition(".")[0], base.partition(".")[0]):  # a sample's key ends at its first dot, mostly
         stem = f"{folder}/{key}" if folder else key

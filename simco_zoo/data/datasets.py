@@ -70,7 +70,7 @@ def load_images(
 ) -> ImageData:
     """Loads images and, if there are any, labels.
 
-    What is left out (files that cannot be read, images beside class folders, rows without a label) is listed in
+    What is left out (files that cannot be read, images next to class folders, rows without a label) is listed in
     ``skipped`` and ``notes``, and logged once by the logger ``simco_zoo.data``.
 
     Args:
@@ -106,7 +106,7 @@ def load_images(
         The images. Class numbers are the same for every split of a source.
 
     Raises:
-        ValueError: If there is no such source, split or column, labels are of no usable kind, images differ in size
+        ValueError: If the source, split or column does not exist, labels are of no usable kind, images differ in size
             and no size is given, or none can be read.
 
     Example:
@@ -154,7 +154,7 @@ def load_splits(
         Both parts; the second is None if there are no labels to measure accuracy with, or none was wanted.
 
     Raises:
-        ValueError: As ``load_images``; or labels are required and there are none.
+        ValueError: For the same reasons as ``load_images``, or if labels are required and there are none.
 
     Example:
         >>> from simco_zoo.data import load_splits

@@ -19,7 +19,7 @@ MAX_RESIZED_PIXELS = 2**26  # of an image whose short side was resized: long, th
 _LARGE = 2**26  # bytes; of larger images one at a time is decoded
 _one_large_image = threading.BoundedSemaphore(1)
 
-# formats that are no pictures, or that Pillow hands to another program
+# formats that are not pictures, or that Pillow hands to another program
 _LEFT_OUT = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC", "MCIDAS"}
 # pictures that Pillow cannot read: they are named when they are left out
 UNREADABLE_SUFFIXES = {

@@ -100,7 +100,7 @@ def _is_image(path: str) -> bool:
     try:
         with open_image(path):
             return True
-    except Exception:  # Pillow's plugins raise nearly anything on files that are no images
+    except Exception:  # Pillow's plugins raise nearly anything on files that are not images
         return False
 
 
@@ -158,7 +158,7 @@ def tree_source(
         labels, class_names = _class_folders(name, parts, notes)
     unread = [path for path in listing.others if path not in metadata]
     if unread:
-        notes.append(f"{name}: files that are no images are left out: {shorten(unread)}.")
+        notes.append(f"{name}: files that are not images are left out: {shorten(unread)}.")
     if listing.empty and class_names:
         notes.append(f"{name}: folders without images are left out: {shorten(listing.empty)}.")
     splits = {}
@@ -222,7 +222,7 @@ def _divide(name: str, images: list[str]) -> tuple[dict[str, _Part], bool, list[
         if len(named) == 1 and all(path.count("/") <= 1 for path in inside):
             return whole, False, []  # a class that is called "train", say, among others
         raise ValueError(
-            f"{name} has the folder{'s' * (len(named) > 1)} {', '.join(named)} beside {shorten(others)}: splits and "
+            f"{name} has the folder{'s' * (len(named) > 1)} {', '.join(named)} next to {shorten(others)}: splits and "
             f"classes cannot be told apart. For the splits alone move the other folders away or pass one of them, e.g. "
             f"{name}/{prefix}{named[0]}; if all are classes, rename {named[0]}."
         )
@@ -238,14 +238,14 @@ def _divide(name: str, images: list[str]) -> tuple[dict[str, _Part], bool, list[
         if top in parts:
             parts[top].images.append(path)
         else:
-            stray.append((path, f"lies beside the folders {', '.join(sorted(named))}"))
+            stray.append((path, f"lies next to the folders {', '.join(sorted(named))}"))
     first = next(iter(parts.values()))
     first.skipped += stray
     return parts, True, []
 
 
 def _class_folders(name: str, parts: dict[str, _Part], notes: list[str]) -> tuple[dict[str, Any], list[str] | None]:
-    """Takes the folders of each split as classes; images beside them are left out of the parts."""
+    """Takes the folders of each split as classes; images next to them are left out of the parts."""
     depth = {split: part.folder for split, part in parts.items()}
     while True:
         tops = {split: _tops(part.images, depth[split]) for split, part in parts.items()}
@@ -259,18 +259,18 @@ def _class_folders(name: str, parts: dict[str, _Part], notes: list[str]) -> tupl
         return labels, None
     numbers = {class_name: number for number, class_name in enumerate(class_names)}
     for split, part in parts.items():
-        beside, inside = tops[split][""], sum(tops[split].values()) - tops[split][""]
+        outside, inside = tops[split][""], sum(tops[split].values()) - tops[split][""]
         if not inside:
             continue
-        if beside >= inside:
+        if outside >= inside:
             notes.append(
-                f"{name}: {beside} images lie beside the folders and {inside} in them, so the folders are not taken "
+                f"{name}: {outside} images lie next to the folders and {inside} in them, so the folders are not taken "
                 "for classes."
             )
             continue
         folder = depth[split]
         found = [(path, path[len(folder) :].partition("/")) for path in part.images]
-        part.skipped += [(path[len(part.folder) :], "lies beside the class folders") for path, f in found if not f[1]]
+        part.skipped += [(path[len(part.folder) :], "lies next to the class folders") for path, f in found if not f[1]]
         part.images = [path for path, f in found if f[1]]
         labels[split] = torch.tensor([numbers[f[0]] for _, f in found if f[1]], dtype=torch.long)
     return labels, class_names if any(value is not None for value in labels.values()) else None

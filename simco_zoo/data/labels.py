@@ -47,7 +47,7 @@ def encode_labels(
         values.discard(-1)
         if any(value < 0 for value in values):
             raise ValueError(
-                f"the labels of {source} hold {min(values)}; class numbers are at least 0, -1 is no label."
+                f"the labels of {source} hold {min(values)}; class numbers start at 0, and -1 means no label."
             )
         if values and max(values) > LARGEST_CLASS_NUMBER:
             ordered = sorted(values)

@@ -136,7 +136,7 @@ class Source:
             seed: Seed of the hold-out.
 
         Raises:
-            ValueError: If there is no such split.
+            ValueError: If the split does not exist.
         """
         if split == "all":
             return self._all_rows()

@@ -43,7 +43,7 @@ def open_source(source: Any, options: Options) -> Source:
     """Opens any kind of source without decoding its images.
 
     Raises:
-        ValueError: If there is no such source or it holds no images.
+        ValueError: If the source does not exist or holds no images.
     """
     if isinstance(source, Tensor | np.ndarray):
         return array_source(source)
@@ -182,7 +182,7 @@ def path_source(source: str | Path, options: Options) -> Source:
     if not path.exists():
         looks_like_a_path = isinstance(source, Path) or str(source).startswith((".", "~", "/")) or path.is_absolute()
         if looks_like_a_path or not _HUB_ID.fullmatch(str(source)):
-            raise ValueError(f"there is no folder {source}, and it is no data set's id of the Hub (org/name).")
+            raise ValueError(f"there is no folder {source}, and it is not the id of a data set on the Hub (org/name).")
         return hub_source(str(source), **vars(options))
     if path.is_file():
         return file_source(path, options)

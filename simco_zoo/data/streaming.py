@@ -112,7 +112,7 @@ def stream_images(
         The images; those that cannot be read are left out as they come.
 
     Raises:
-        ValueError: If there is no such source, split or column, or the length is unknown.
+        ValueError: If the source, split or column does not exist, or the length is unknown.
 
     Example:
         >>> images = stream_images("org/name", image_size=64, length=100_000)  # doctest: +SKIP

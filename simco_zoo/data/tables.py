@@ -49,7 +49,7 @@ def tables_source(
         in_memory: Whether the tables were passed as objects.
 
     Raises:
-        ValueError: If there is no such column or several come into question.
+        ValueError: If the column does not exist, or several columns qualify.
     """
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
@@ -104,7 +104,7 @@ def hub_source(
     except (OSError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"the data set {source!r} is no folder here and could not be loaded from the Hub ({reason}); "
+            f"the data set {source!r} is not a local folder and could not be loaded from the Hub ({reason}); "
             "check its name, or pass a folder, or --dataset photos, which is built in."
         ) from error
     return tables_source(source, dict(tables), image_column, label_column)

@@ -109,7 +109,7 @@ def resolve_transform(model: nn.Module, image_size: Size | None = None) -> EvalT
     """Returns the transform with which a model was evaluated.
 
     Args:
-        model: A model of the zoo, or any timm model; DataParallel, torch.compile and the like around it are looked
+        model: A model from ``create_model`` or from timm; DataParallel, torch.compile and the like around it are looked
             through.
         image_size: Side in pixels, or (height, width), instead of the model's own.
 
@@ -145,7 +145,7 @@ def resolve_transform(model: nn.Module, image_size: Size | None = None) -> EvalT
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model inside DataParallel, DistributedDataParallel, torch.compile or an average of timm's."""
+    """Returns the model inside DataParallel, DistributedDataParallel, torch.compile or timm's averaged model."""
     while True:
         modules = dict(model.named_children())
         inner = modules.get("_orig_mod", modules.get("module"))

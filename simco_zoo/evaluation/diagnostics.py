@@ -108,11 +108,11 @@ def diagnose(
     """Measures a model on two views of some images, in evaluation mode; the model stays as it was.
 
     Args:
-        model: A model of the zoo.
+        model: A ``ContrastiveModel``.
         images: The first ``limit`` of them are looked at.
         views: Preset of the views, or its name.
         limit: Number of images; the negatives of each are the others.
-        seed: Of the views.
+        seed: Seed of the views.
 
     Returns:
         ``alignment``, ``uniformity``, ``center_norm``, ``residual_norm`` and ``off_diagonal_covariance`` of the

@@ -63,7 +63,7 @@ def read_features(path: str | Path) -> Features:
         path: A file of one of its formats.
 
     Raises:
-        ValueError: If there is no such file, the suffix is another, or the file holds no features.
+        ValueError: If the file does not exist, has another suffix, or holds no features.
 
     Example:
         >>> import tempfile

@@ -53,7 +53,7 @@ class Features:
 
         Args:
             query_features: Features (Q, D) of the queries by the same model, or (D,) of a single one.
-            k: How many to find for each query; at most N are found.
+            k: Number of images to find for each query; at most N are found.
 
         Returns:
             Row numbers, int64 (Q, k), and similarities in [-1, 1], fp32 (Q, k), the most similar first.
@@ -85,7 +85,7 @@ def extract_features(
     across_processes: bool = False,
     **load: Any,
 ) -> Features:
-    """Extracts pooled features with a model of the zoo or of timm, in evaluation mode and without gradients.
+    """Extracts pooled features with a model from ``create_model`` or from timm, in evaluation mode.
 
     The model's modes and weights are afterwards as they were before, bit by bit.
 
@@ -100,7 +100,7 @@ def extract_features(
         split: Which part of a folder or data set, e.g. "train", "test" or "all".
         image_size: Side in pixels to which images are brought; None: the model's own.
         flip: Return the mean of the features of each image and of its mirror image, which takes twice the time.
-        device: Where to compute; the model is moved there and stays. None: where the model is.
+        device: Device to compute on; the model is moved there and stays there. Default: that of the model.
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast, e.g. ``torch.bfloat16``; None: none.
         progress_bar: Show a progress bar on stderr, if that is a terminal.
@@ -147,7 +147,7 @@ def prepare_images(
     """Loads images as a model wants them, and checks those that are loaded already.
 
     Args:
-        model: A model of the zoo or of timm.
+        model: A model from ``create_model`` or from timm.
         images: What ``extract_features`` takes.
         split: Which part of a folder or data set.
         image_size: Side in pixels; None: the model's own.
@@ -157,7 +157,7 @@ def prepare_images(
         The images, and timm's data config of the model (empty for float tensors, which are taken as ready).
 
     Raises:
-        ValueError: As ``extract_features``.
+        ValueError: For the same reasons as ``extract_features``.
     """
     if isinstance(images, Tensor):
         _check_tensor(images)
@@ -208,8 +208,8 @@ def iterate_features(
         config: What ``prepare_images`` returned.
         start: Row to start with.
         classify: Yield the scores of the classifier instead of what enters it.
-        flip: As in ``extract_features``, and so are the others.
-        device: Where to compute.
+        flip: As in ``extract_features``, like the following arguments.
+        device: Device to compute on.
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast.
         progress_bar: Show a progress bar.

@@ -42,7 +42,7 @@ def linear_probe(
         max_iter: Iterations of L-BFGS for each fit.
         held_out: Share of the training features that choose the weight decay, in (0, 1).
         seed: Seed of that choice.
-        device: Where to compute; None: where the features are.
+        device: Device to compute on; default: that of the features.
 
     Returns:
         ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), the 95 % interval

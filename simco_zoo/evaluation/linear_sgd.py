@@ -50,7 +50,7 @@ def linear_probe_sgd(
     images; the test images are measured once.
 
     Args:
-        model: A model of the zoo or of timm; it stays as it is.
+        model: A model from ``create_model`` or from timm; it stays as it is.
         images: Labeled training images.
         test_images: Labeled test images of the same classes.
         learning_rates: Candidates, for a batch of 256.
@@ -59,7 +59,7 @@ def linear_probe_sgd(
         min_scale: Smallest share of the image's area that a crop has, in (0, 1].
         held_out: Share of each class that chooses the rate, in (0, 1).
         seed: Seed of hold-out, order, crops and initial weights.
-        device: Where to compute; None: where the model is.
+        device: Device to compute on; default: that of the model.
         num_workers: Processes that decode images which are not in memory.
         amp: Type for autocast of the backbone; None: none.
         checkpoint: File from which an interrupted call continues; it is written after each epoch.
@@ -121,10 +121,10 @@ class _Heads:
     """A linear classifier for each learning rate, and their momentum.
 
     Args:
-        learning_rates: For a batch of 256.
+        learning_rates: Learning rates for a batch of 256.
         classes: Number of classes C.
         dim: Length D of a feature.
-        device: Where they are.
+        device: Device of the classifiers.
         seed: Seed of the initial weights.
     """
 

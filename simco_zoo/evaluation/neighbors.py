@@ -40,7 +40,7 @@ def knn(
         k: Neighbors that vote, at least 1; with more than N, all vote, and a warning says so.
         temperature: Temperature of the votes, > 0.
         chunk_size: Test rows compared at once; None: as many as keep their similarities within 256 MiB.
-        device: Where to compute; None: where the features are.
+        device: Device to compute on; default: that of the features.
 
     Returns:
         ``top1`` and ``top5`` accuracy in percent (with fewer than 5 classes top5 counts them all), and the 95 %
@@ -84,7 +84,7 @@ def knn_scores(
         k: Neighbors that vote, at least 1; at most N do.
         temperature: Temperature of the votes, > 0.
         chunk_size: Test rows compared at once.
-        device: Where to compute; None: where the features are.
+        device: Device to compute on; default: that of the features.
     """
     if k < 1:
         raise ValueError(f"k is {k}, but has to be at least 1.")
@@ -129,7 +129,7 @@ def search(bank: Tensor, queries: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
     Args:
         bank: Features (N, D) among which to look.
         queries: Features (Q, D), or (D,) of a single one.
-        k: How many to find for each query, at least 1; at most N are found.
+        k: Number of images to find for each query, at least 1; at most N are found.
 
     Returns:
         Row numbers, int64 (Q, k), and similarities in [-1, 1], fp32 (Q, k), the most similar first.
@@ -204,7 +204,7 @@ def find_duplicates(features: Tensor, threshold: float = 0.98) -> list[Duplicate
     size = max(1, _SIMILARITIES // max(1, len(unit)))
     for start in range(0, len(unit), size):
         similarity = unit[start : start + size] @ unit.T
-        # each pair once, and a rounding error is no difference
+        # each pair once, and a rounding error is not a difference
         close = torch.nonzero(similarity >= threshold - 1e-6)
         close = close[close[:, 1] > close[:, 0] + start]
         values = similarity[close[:, 0], close[:, 1]].clamp(max=1).tolist()

@@ -41,7 +41,7 @@ def extract_to_file(
     is not in there; with another model, other images or settings it raises an error.
 
     Args:
-        model: A model of the zoo or of timm.
+        model: A model from ``create_model`` or from timm.
         images: Loaded images.
         output: File that ends in .safetensors, .npz, .parquet or .csv.
         batch_size: Images per forward.

@@ -27,7 +27,7 @@ def project_views(
     """Projects two random views of images, in evaluation mode.
 
     Args:
-        model: A model of the zoo.
+        model: A ``ContrastiveModel``.
         images: The first ``limit`` of them are used.
         views: Name of the views' preset.
         limit: Number of images, at most.

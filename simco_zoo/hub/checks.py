@@ -55,7 +55,7 @@ def check_tensors(tensors: dict[str, Tensor], file: str) -> None:
         raise WeightsError(f"{file} holds no tensors; load another copy.")
     broken = [name for name, tensor in tensors.items() if tensor.dtype in _FLOATS and not _is_finite(tensor)]
     if broken:
-        raise WeightsError(f"{file} has values that are no numbers in {_some('', broken)}; load another copy.")
+        raise WeightsError(f"{file} has values that are not finite numbers in {_some('', broken)}; load another copy.")
     negative = [
         n for n, t in tensors.items() if n.endswith("running_var") and t.dtype in _FLOATS and bool((t < 0).any())
     ]

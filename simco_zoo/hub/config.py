@@ -223,7 +223,7 @@ _PRETRAINED_CFG: _Rules = {
     "min_input_size": (_optional(_SIZE[0]), _SIZE[1]),
     "fixed_input_size": _BOOL,
     "interpolation": (lambda v: v in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random"), "one "
-                      "of timm's interpolations"),
+                      "of timm's interpolation modes"),
     "crop_pct": _POSITIVE,
     "test_crop_pct": (_optional(_POSITIVE[0]), _POSITIVE[1]),
     "crop_mode": (lambda v: v in ("center", "squash", "border"), "center, squash or border"),

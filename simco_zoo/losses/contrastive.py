@@ -156,8 +156,8 @@ def dual_temperature(
         A scalar, differentiable in query, key, negatives and temperature.
 
     Raises:
-        ValueError: As ``info_nce``, and if ``dt_m`` is not positive.
-        TypeError: As ``info_nce``.
+        ValueError: For the same reasons as ``info_nce``, or if ``dt_m`` is not positive.
+        TypeError: For the same reasons as ``info_nce``.
     """
     return _loss(
         query,

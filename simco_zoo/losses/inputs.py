@@ -63,7 +63,7 @@ class Pool(NamedTuple):
     Args:
         name: Which of the ``Tensors`` it is.
         rows: Rows (K, D) that every query has, or (N, S, D), those of each query.
-        own: Row ``own + i`` belongs to query i and is not one of its negatives; None if there is no such row.
+        own: Row ``own + i`` belongs to query i and is not one of its negatives; None if no row is excluded.
     """
 
     name: str

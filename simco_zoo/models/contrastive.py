@@ -1,4 +1,4 @@
-"""A timm backbone with a projector: what every method of the zoo has in common."""
+"""A timm backbone with a projector: what all methods have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""create_model and list_models: a backbone of timm with a method of the zoo around it."""
+"""create_model and list_models: a timm backbone with a contrastive method around it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def list_models(
     exclude_filters: str | list[str] = "",
     include_tags: bool | None = None,
 ) -> list[str]:
-    """Lists the zoo's models, with timm's semantics.
+    """Lists the registered models, as ``timm.list_models`` does.
 
     Args:
         filter: Wildcard or several, e.g. ``"simco*"`` or ``"*_r18"``.
@@ -60,7 +60,7 @@ def create_model(
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> ContrastiveModel:
-    """Creates a model of the zoo: a timm backbone with the head and loss of its method.
+    """Creates a model: a timm backbone with the projector and loss of a contrastive method.
 
     A published folder, wherever it comes from, decides the network, its arguments and the method; what the call says in
     addition has to agree. Two kinds of arguments may differ: settings of a training to come (``temperature``,

@@ -42,7 +42,7 @@ class Method:
     Attributes:
         name: What ``create_model`` and ``--model`` call it; the first part of its registered names.
         cls: Its class.
-        title: How a text writes it.
+        title: Its name in texts.
         paper: Title, venue and arXiv number of its source; empty if there is none.
     """
 
@@ -75,7 +75,7 @@ _BUILT_IN = frozenset(METHODS)
 
 
 def register_method(name: str, *, title: str | None = None, paper: str = "") -> Callable[[_Class], _Class]:
-    """Registers a method of your own; it then has the same rights as the zoo's.
+    """Registers a method of your own; it can then be used like the built-in ones.
 
     ``create_model(name, backbone=...)`` builds it, ``recipes/pretrain.py --model NAME --import MODULE`` trains it with
     a flag for each of its arguments, and its published folder loads again once the module is imported. Every argument
@@ -84,7 +84,7 @@ def register_method(name: str, *, title: str | None = None, paper: str = "") -> 
 
     Args:
         name: A lower-case name, e.g. "mine".
-        title: How texts write it; the name of the class if left out.
+        title: Its name in texts; default: the name of the class.
         paper: Title, venue and arXiv number of its source, for the model card.
 
     Returns:

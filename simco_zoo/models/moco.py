@@ -35,9 +35,10 @@ class MoCo(MomentumModel):
         joint_bn: Where several views go through an encoder, one forward for all rather than one for each.
         bn_splits: Batch norm over this many parts of the batch, with shuffled keys, as several devices would have it
             (MoCo section 3.3); 1 is ordinary batch norm.
-        mix: Synthetic negatives (MoCHi, "Hard Negative Mixing for Contrastive Learning", NeurIPS 2020): of the
-            (hardest) negatives of each query, so many (pairs) are mixed with each other and so many (query_mixes) with
-            the query, e.g. (1024, 1024, 128) with a queue of 16,384. None: none.
+        mix: Synthetic negatives (MoCHi, "Hard Negative Mixing for Contrastive Learning", NeurIPS 2020): a
+            triple (hardest, pairs, query_mixes). Among the ``hardest`` negatives of each query, ``pairs`` are mixed
+            with each other and ``query_mixes`` with the query, e.g. (1024, 1024, 128) with a queue of 16,384. None
+            makes none.
         mix_warmup: Number of steps without synthetic negatives at the beginning.
         proj_hidden_dim: Width of the projector's hidden layer; ``None`` for MoCo v1's linear projector.
         proj_dim: Length of the projection.

@@ -82,7 +82,7 @@ def parse_request(name: str, backbone: str | None, small_stem: bool | None, argu
     """Reads the arguments of ``create_model``.
 
     Raises:
-        ValueError: If there is no such model, method or backbone, with what was probably meant.
+        ValueError: If the model, method or backbone does not exist; the message suggests a similar name.
     """
     source, identifier = parse_model_name(name)
     if backbone is not None and not timm.is_model(backbone):

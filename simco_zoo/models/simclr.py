@@ -18,7 +18,7 @@ class SimCLR(ContrastiveModel):
     """SimCLR of "A Simple Framework for Contrastive Learning of Visual Representations" (ICML 2020).
 
     The loss is NT-Xent: the negatives of a query are the 2N - 2 projections of the other images, in both views. The
-    projector and the views are those of the zoo's other methods, so that a comparison is one of the losses.
+    projector and the views are the same as in the other methods, so that a comparison is one of the losses.
 
     ``decoupled`` takes the positive out of the denominator, which is DCL ("Decoupled Contrastive Learning", ECCV 2022).
     Its gradient is that of the dual temperature with an infinite second temperature: all anchors are moved equally. The

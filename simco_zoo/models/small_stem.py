@@ -138,7 +138,7 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
     else:
         known = ", ".join(sorted([*_RESNET_FAMILIES, *_SMALL_ARGUMENTS]))
         raise ValueError(
-            f"no small-image stem is known for {backbone} of timm's {family} (known are: {known}); "
+            f"no small-image stem is known for {backbone} (family {family}; known are {known}); "
             "use small_stem=False and pass what small images need as backbone_kwargs."
         )
 
@@ -149,7 +149,7 @@ def small_stem(pretrained: bool = False, backbone: str = "resnet18", **kwargs: A
         return model
 
     base = get_pretrained_cfg(backbone)
-    assert base is not None  # every entry point of timm's own has one
+    assert base is not None  # each of timm's entry points has one
     own = {"first_conv": base.first_conv, "classifier": base.classifier, "fixed_input_size": base.fixed_input_size}
     kwargs["pretrained_cfg_overlay"] = {**own, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     return build_verified(build, "small_stem", pretrained, asked, feature_cfg=feature_cfg, **kwargs)

@@ -28,7 +28,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
     """Computes a model's fingerprint on the CPU in fp32.
 
     Args:
-        model: A model of the zoo or of timm; not changed.
+        model: A model from ``create_model`` or from timm; not changed.
 
     Returns:
         ``mean``, ``norm`` and the ``first`` eight of the pooled features, the ``side`` of the image and, where the

@@ -63,7 +63,7 @@ def push_to_hub(
     Publishing twice changes nothing. A README that someone edited on the Hub is kept unless ``overwrite_card``.
 
     Args:
-        model_or_folder: A model of the zoo, or a folder that ``save_pretrained`` wrote.
+        model_or_folder: A ``ContrastiveModel``, or a folder that ``save_pretrained`` wrote.
         repo_id: ``org/name``; made if it does not exist.
         revision: Branch to commit to, made if it does not exist; default the main one.
         tag: Git tag to put on the commit, e.g. ``v1.0``; ``hf-hub:org/name@v1.0`` then loads it. A tag that is on
@@ -323,4 +323,4 @@ class _ConflictError(Exception):
 
 
 class _NoRevisionError(WeightsError):
-    """There is no such branch, tag or commit."""
+    """The branch, tag or commit does not exist."""

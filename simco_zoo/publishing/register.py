@@ -25,7 +25,7 @@ def register_publication(folder: str | Path, repo_id: str, revision: str, regist
         The name, ``ARCHITECTURE.TAG``.
 
     Raises:
-        ValueError: If the folder has no tag, the revision is no full sha, or the name belongs to another kind of model.
+        ValueError: If the folder has no tag, the revision is not a full sha, or the name belongs to another model.
 
     Example:
         >>> sha = push_to_hub("runs/mine/best", "org/name")  # doctest: +SKIP
@@ -37,7 +37,9 @@ def register_publication(folder: str | Path, repo_id: str, revision: str, regist
     if not tag:
         raise ValueError(f"{folder} has no tag to be registered under; train with --tag, or save it with tag=NAME.")
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"the revision {revision!r} is no full sha, and anything else can move; register the commit.")
+        raise ValueError(
+            f"the revision {revision!r} is not a full sha, and any other name can move; register the commit."
+        )
     name = f"{config['architecture']}.{tag}"
     entries = json.loads(registry.read_text(encoding="utf-8"))
     entries[name] = {"repo_id": repo_id, "revision": revision, "config": config}

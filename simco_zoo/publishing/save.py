@@ -67,7 +67,7 @@ def save_pretrained(
     card) and ``log.csv``. It is written under a temporary name and takes the old one's place when it is complete.
 
     Args:
-        model: A model of the zoo.
+        model: A ``ContrastiveModel``.
         folder: Where to write; an existing published folder is replaced.
         recipe: Training settings, for config and card.
         data: Training data: ``name``, ``split``, ``images``, ``image_size``.
@@ -75,7 +75,7 @@ def save_pretrained(
         log: ``log.csv`` of the run.
         curves: ``curves.png`` of the run, which the card then shows.
         hardware: What it was trained on.
-        versions: Of the libraries that it was trained with; None: the present ones.
+        versions: Versions of the libraries that it was trained with; None: the installed ones.
         tag: Tag of the weights, e.g. the data set. That of a model trained with labels ends in ``-ft``, so it never
             takes the place of the pretrained weights.
         license: License of the weights, as the Hub names it (e.g. ``"apache-2.0"``, ``"cc-by-nc-4.0"``); None: none is
@@ -89,7 +89,7 @@ def save_pretrained(
         The folder's absolute path.
 
     Raises:
-        ValueError: If ``folder`` exists and is no published folder, the model was not made by ``create_model``,
+        ValueError: If ``folder`` exists and is not a published folder, the model was not made by ``create_model``,
             there is no remote code for its architecture, or a weight is beyond the range of half precision.
 
     Example:

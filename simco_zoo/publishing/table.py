@@ -25,7 +25,7 @@ def model_rows(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Returns the rows of ``HEADER``: for a bare name one per tag that can be loaded, or one that says there is none.
 
     Args:
-        names: Names of the zoo, with or without a tag.
+        names: Registered names, with or without a tag.
 
     Returns:
         Texts; accuracies in percent, "-" for what is not known.

@@ -1,4 +1,4 @@
-"""Charts of accuracies: bars of a model beside its baselines, and a confusion matrix."""
+"""Charts of accuracies: bars of a model next to its baselines, and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from simco_zoo.report.drawing import RUN_COLORS, new_figure, plain_text, save_figure
 
 _BASELINE = "#b8bfc6"
-_FEW = 30  # classes whose names fit beside a matrix
+_FEW = 30  # classes whose names fit next to a matrix
 _COUNTED = 16  # classes whose numbers fit into it
 
 
@@ -47,7 +47,7 @@ def draw_confusion(path: Path, confusion: Tensor, names: Sequence[str], *, title
     Args:
         path: The file, ``.png``.
         confusion: Counts (C, C): row is the true class, column the predicted one.
-        names: Names of the classes; up to 30 are written beside the matrix.
+        names: Names of the classes; up to 30 are written next to the matrix.
         title: Above the matrix.
     """
     count = len(confusion)

@@ -39,7 +39,7 @@ class Picture:
 
     Attributes:
         path: A PNG file.
-        description: For those who do not see it.
+        description: Alternative text for readers who do not see the picture.
         caption: Below it.
     """
 

@@ -28,7 +28,7 @@ def pick_images(images: ImageData, count: int, seed: int = 0) -> list[int]:
 
     Args:
         images: With labels or without.
-        count: How many, at most as many as there are.
+        count: Number of images; all of them if there are fewer.
         seed: Seed of the choice.
 
     Returns:
@@ -82,7 +82,7 @@ def draw_neighbors(
         queries: Images of which some are the queries.
         query_features: Their features (M, D).
         rows: Row numbers of the queries to draw.
-        neighbors: How many of each, at most N.
+        neighbors: Number of neighbors of each image, at most N.
         blocks: Blocks side by side, into which the queries are parted.
         title: Above everything.
 
@@ -161,7 +161,7 @@ def draw_map(
         title: Above the map.
         size: Width and height in inches, legend included; 100 pixels each.
         legend: "right" of the map or "below" it.
-        seed: Of the map, and of the choice of images.
+        seed: Seed of the map and of the choice of images.
 
     Returns:
         The places (N, 2).
@@ -235,7 +235,7 @@ def _class_colors(figure: Any, images: ImageData, legend: str) -> list[Any]:
 def draw_views(
     path: Path, images: ImageData, rows: Sequence[int], views: TwoViews, *, per_image: int = 6, seed: int = 0
 ) -> Tensor:
-    """Draws some images, and beside each several of the random views that a network is shown of it.
+    """Draws some images, each next to several of the random views that a network sees of it.
 
     Args:
         path: The file, ``.png``.
@@ -243,7 +243,7 @@ def draw_views(
         rows: Row numbers of the images to draw.
         views: What makes the views; its normalization is undone for display.
         per_image: Views of each image.
-        seed: Of the views.
+        seed: Seed of the views.
 
     Returns:
         The views as drawn (len(rows), per_image, 3, S, S), in [0, 1].

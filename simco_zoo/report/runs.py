@@ -18,7 +18,7 @@ import yaml
 from simco_zoo.data import PRESETS, ImageData, TwoViews, ViewPreset, load_images, stream_images
 from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, parse_config, section
 
-_MEASURED = {"steps", "total_steps", "seconds"}  # what a published recipe holds beside settings
+_MEASURED = {"steps", "total_steps", "seconds"}  # what a published recipe holds besides settings
 
 
 # A run
@@ -83,7 +83,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """Reads the folders of runs.
 
     Raises:
-        ValueError: If a folder is no run, has no epoch yet or holds a damaged file, or the same run is given twice.
+        ValueError: If a folder is not a run, has no epoch yet or holds a damaged file, or the same run is given twice.
     """
     paths = [folder.resolve() for folder in folders]
     for path in paths:
@@ -103,7 +103,9 @@ def _read_run(folder: Path, name: str) -> Run:
     if not log.is_file():
         if settings_file.is_file():
             raise ValueError(f"the run {folder} has no {log.name} yet; wait for its first epoch.")
-        raise ValueError(f"{folder} is no run (no {log.name}); pass a folder that pretrain.py or finetune.py wrote.")
+        raise ValueError(
+            f"{folder} is not a run (it has no {log.name}); pass a folder that pretrain.py or finetune.py wrote."
+        )
     rows = _read_log(log)
     published = next((folder / part for part in ("last", "best") if (folder / part / CONFIG_FILE).is_file()), None)
     config = {}
@@ -134,7 +136,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         rows = [{key: float(value) if value else None for key, value in row.items()} for row in found]
         rows = [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no log of a run, or damaged ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path} is not the log of a run, or is damaged ({type(error).__name__}: {error}).") from error
     if not rows:
         raise ValueError(f"{path} has no epoch yet; wait for the first one, or leave the run out.")
     return rows

@@ -69,7 +69,7 @@ def run_section(run: Run, dataset: str | None, stem: Path, device: torch.device,
         run: The run.
         dataset: Another data set than the run's, or None.
         stem: Path of the pictures without "-neighbors.png" and so on.
-        device: Where to compute.
+        device: Device to compute on.
         color: The run's color in the curves, or None.
 
     Raises:
@@ -111,7 +111,7 @@ def draw_run(run: Run, sample: Sample, stem: Path, device: torch.device) -> tupl
     accuracies = measure_baselines(run, sample, device)
     if accuracies is not None:
         captions[bars] = (
-            f"kNN of {len(test):,} {others} among {len(bank):,} training images: this run beside raw pixels, an "
+            f"kNN of {len(test):,} {others} among {len(bank):,} training images: this run next to raw pixels, an "
             "untrained network and the weights that ship with simco-zoo. With all images the figures are higher."
         )
         draw_bars(bars, {**accuracies, run.name: accuracy_of(bank, test, sample)}, highlight=[run.name], title="kNN")

@@ -1,4 +1,4 @@
-"""Callbacks: what a run tells while it trains."""
+"""Callbacks, which a run calls while it trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Callback:
-    """Is told of every step, every epoch and the end of a run; subclass it and override what you need.
+    """Receives every step, every epoch and the end of a run; subclass it and override the methods you need.
 
     Callbacks go to ``pretrain`` and ``finetune`` as ``callbacks=[...]``. Any object with some of these methods will do.
     They are called on the process that writes the files, and an error of theirs ends the run. A resumed run calls them

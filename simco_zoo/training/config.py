@@ -56,7 +56,7 @@ class TrainingConfig(AugmentationSettings):
         knn_every: Epochs between measurements of the kNN accuracy; 0 never. The last epoch is always measured.
         knn_k: Neighbors of that kNN.
         linear: Measure a linear probe at the end.
-        online_linear: Train a linear classifier beside the run on the views' features, without gradient to the model,
+        online_linear: Train a linear classifier alongside on the views' features, without gradient to the model,
             as the official code does, and measure it with the kNN.
         tensorboard: Write the log for TensorBoard, too, if that is installed.
         checkpoint_every: Epochs between checkpoints.
@@ -137,7 +137,7 @@ class TrainingConfig(AugmentationSettings):
         return self.batch_size * self.accumulate
 
     def total_steps(self, images: int) -> int:
-        """Returns the steps of a run on so many images, whatever ``max_hours`` says."""
+        """Returns the steps of a run on a number of images, whatever ``max_hours`` says."""
         steps = self.epochs * (images // self.images_per_step)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 

@@ -115,7 +115,7 @@ class FinetuneConfig:
         return self.batch_size
 
     def total_steps(self, images: int) -> int:
-        """Returns the steps of a run on so many images."""
+        """Returns the steps of a run on a number of images."""
         return self.epochs * (images // self.images_per_step)
 
     @property

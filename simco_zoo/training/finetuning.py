@@ -66,7 +66,7 @@ def finetune(
     matplotlib is installed. Under torchrun each process computes its share of every batch.
 
     Args:
-        model: A model of the zoo with its weights; it gets a fresh classifier and is changed in place.
+        model: A ``ContrastiveModel`` with its weights; it gets a fresh classifier and is changed in place.
         images: Labeled images of the size that the model is to see.
         test_images: Labeled images that the accuracy is measured on at the end.
         output: The run's folder; default ``runs/finetune-NAME``.
@@ -76,7 +76,7 @@ def finetune(
         tag: Tag of the published folder.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
         on_start: Called when everything was checked, before the first step, on the process that writes the files.
-        callbacks: Objects that are told of steps, epochs and the end, see ``Callback``.
+        callbacks: Objects whose methods are called after steps and epochs and at the end, see ``Callback``.
         **settings: Settings by name; they take precedence over those in ``config``.
 
     Returns:
@@ -148,12 +148,12 @@ class Finetuning(Trainer):
     """Supervised training of a backbone with a fresh classifier.
 
     Args:
-        model: A model of the zoo with its weights; it gets a classifier and is changed in place.
+        model: A ``ContrastiveModel`` with its weights; it gets a classifier and is changed in place.
         images: Labeled training images.
         val_images: Labeled images that choose the best epoch, or None: the last one is taken.
         class_names: Names of the classes.
         config: Settings; the batch size fits the images.
-        device: Where to compute.
+        device: Device to compute on.
         name: What the model is called in the card.
         tag: Tag of the published folder, or None.
 

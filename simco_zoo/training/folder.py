@@ -63,7 +63,7 @@ class RunFolder:
 
         Args:
             resume: "auto", "never", or a checkpoint's path.
-            identity: Of the run.
+            identity: The run's identity.
             weights: Hash of the model's present weights; they may be those of the checkpoint instead of the first ones.
             size: Bytes that will be written.
             reserved: Names of files, besides the run's own, that the caller is going to write.

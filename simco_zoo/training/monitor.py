@@ -1,4 +1,4 @@
-"""What is measured beside the training: kNN, linear probes, diagnostics; all on clean images, in percent."""
+"""What is measured during training: kNN, linear probes, diagnostics; all on clean images, in percent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The official code's own metric: a linear classifier that learns beside a run and gives no gradient back."""
+"""The official code's own metric: a linear classifier that learns during a run and gives no gradient back."""
 
 from __future__ import annotations
 

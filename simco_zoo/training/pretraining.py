@@ -64,7 +64,7 @@ def pretrain(
     writes the files. The run's folder has to be the same for all.
 
     Args:
-        model: A model of the zoo; changed in place.
+        model: A ``ContrastiveModel``; it is changed in place.
         images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only. Or
             ``StreamedImages``, which have no labels; a resumed run reads its epoch's stream again up to its place.
         test_images: Images that the kNN accuracy is measured on; ``images`` are its bank. Both need labels.
@@ -75,7 +75,7 @@ def pretrain(
         tag: Tag under which the weights are to be published, e.g. the data set.
         progress_bar: Show a progress bar; None: if stderr is a terminal.
         on_start: Called when everything was checked, before the first step, on the process that writes the files.
-        callbacks: Objects that are told of steps, epochs and the end, see ``Callback``.
+        callbacks: Objects whose methods are called after steps and epochs and at the end, see ``Callback``.
         **settings: Settings by name, e.g. ``epochs=10``; they take precedence over those in ``config``.
 
     Returns:
@@ -134,11 +134,11 @@ class Pretraining(Trainer):
     """Contrastive training of a model: the views, the loss, the gradient, the update of the weights.
 
     Args:
-        model: A model of the zoo; changed in place.
+        model: A ``ContrastiveModel``; it is changed in place.
         images: Training images.
         test_images: Images that accuracies are measured on, or None.
         config: Settings that ``check_pretraining`` has accepted.
-        device: Where to compute.
+        device: Device to compute on.
         tag: Tag of the published weights, or None.
 
     Example:

@@ -18,7 +18,7 @@ class RampedViews:
         config: Settings.
         image_size: Side in pixels of the training images, and of the views without a ramp.
         dtype: Type of the views.
-        device: Where they are made.
+        device: Device to compute on.
     """
 
     def __init__(self, config: TrainingConfig, image_size: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -164,7 +164,7 @@ class Run:
         return self.interruption.check(due and is_main())
 
     def step_done(self, report: dict[str, Tensor]) -> bool:
-        """Counts a step and tells of it; returns whether it is one that is looked at."""
+        """Counts a step and notifies the callbacks; returns whether its loss is to be read."""
         self.progress.step()
         notify(self.callbacks, "on_step", self.state.step, report)
         return self.state.step % self.config.log_every == 0

@@ -44,10 +44,10 @@ class Trainer(ABC):
     """A model, its images and its optimizer, without files.
 
     Args:
-        model: A model of the zoo; moved to the device and trained in place.
+        model: A ``ContrastiveModel``; it is moved to the device and trained in place.
         images: Training images.
         config: Settings.
-        device: Where to compute.
+        device: Device to compute on.
     """
 
     columns: ClassVar[tuple[str, ...]]  # the first columns of log.csv

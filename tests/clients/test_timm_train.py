@@ -1,4 +1,4 @@
-"""timm's train.py fine-tunes a model of the zoo: ``--device-modules simco_zoo`` registers the names.
+"""timm's train.py fine-tunes a registered model: ``--device-modules simco_zoo`` registers the names.
 
 The script is not in timm's wheel. TIMM_TRAIN=PATH names it, or it lies in a checkout of timm that is installed.
 """

@@ -81,8 +81,8 @@ def test_an_image_beside_class_folders_is_left_out_and_named(tmp_path, caplog):
     classes(tmp_path, cat=2, dog=2)
     picture().save(tmp_path / "cover.png")
     data = load_images(tmp_path)
-    assert data.labels.tolist() == [0, 0, 1, 1] and data.skipped == [("cover.png", "lies beside the class folders")]
-    assert caplog.text.count("1 image is left out: cover.png (lies beside the class folders)") == 1
+    assert data.labels.tolist() == [0, 0, 1, 1] and data.skipped == [("cover.png", "lies next to the class folders")]
+    assert caplog.text.count("1 image is left out: cover.png (lies next to the class folders)") == 1
 
 
 def test_images_beside_split_folders_are_left_out_and_named(tmp_path):
@@ -93,8 +93,8 @@ def test_images_beside_split_folders_are_left_out_and_named(tmp_path):
     train, test = load_splits(tmp_path)
     assert len(train) == len(test) == 4
     assert sorted(train.skipped + test.skipped) == [
-        ("cover.png", "lies beside the folders test, train"),
-        ("sheet.png", "lies beside the class folders"),
+        ("cover.png", "lies next to the folders test, train"),
+        ("sheet.png", "lies next to the class folders"),
     ]
 
 
@@ -102,7 +102,7 @@ def test_a_collection_with_some_folders_has_no_classes_and_keeps_all_images(tmp_
     write(tmp_path, [*(f"{i}.png" for i in range(5)), "old/0.png", "new/0.png"])
     data = load_images(tmp_path)
     assert data.labels is None and data.class_names is None and len(data) == 7
-    assert "5 images lie beside the folders and 2 in them" in caplog.text
+    assert "5 images lie next to the folders and 2 in them" in caplog.text
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir"])
@@ -165,7 +165,7 @@ def test_every_suffix_that_pillow_reads(tmp_path, caplog):
     data = load_images(tmp_path)
     assert data.names == ["a.JPG", "b.jfif", "c.jpe", "d.jp2", "e.tga", "nosuffix"]
     assert [name for name, _ in data.skipped] == ["f.heic", "g.svg"]
-    assert "files that are no images are left out: LICENSE, notes.txt" in caplog.text
+    assert "files that are not images are left out: LICENSE, notes.txt" in caplog.text
 
 
 def test_an_empty_class_folder_is_named(tmp_path, caplog):

@@ -206,7 +206,7 @@ def test_parquet_without_metadata_of_the_hub(tmp_path, kind):
 
 
 def test_images_win_over_a_table_without_images(tmp_path, caplog):
-    """features.parquet, written beside the images it was made of, is no data set."""
+    """features.parquet, written next to the images it was made of, is not a data set."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -214,7 +214,7 @@ def test_images_win_over_a_table_without_images(tmp_path, caplog):
     for name in ("features.parquet", "b.parquet"):
         pq.write_table(pa.table({"name": ["cat/0.png"], "features": [[0.5, 0.25]]}), tmp_path / name)
     assert load_images(tmp_path).names == ["cat/0.png", "dog/0.png"]
-    assert "files that are no images are left out: b.parquet, features.parquet" in caplog.text
+    assert "files that are not images are left out: b.parquet, features.parquet" in caplog.text
 
 
 def test_configurations(tmp_path, table):

@@ -262,7 +262,7 @@ def test_shuffled_keys_come_back_in_order(views):
     model.bn_splits = 4
     generator = torch.Generator().manual_seed(3)
     report = model.contrast(images, images, generator=generator)
-    # query and key encoders are equal, and so are the views: every key has to stand beside its own query
+    # query and key encoders are equal, and so are the views: every key has to stand next to its own query
     torch.testing.assert_close(report["positive_similarity"], torch.tensor(1.0), rtol=1e-4, atol=1e-4)
 
 

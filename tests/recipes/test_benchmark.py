@@ -198,11 +198,11 @@ def test_gpu_rehearsal(recipes, capsys, without_lightly):
         assert find(rows, f"{method}: the same / that of bf16")["met"]
         assert find(rows, f"{method}: whole step (views")["aim"] == "<= 1.1"
     assert find(rows, "fast path in fp32 / plain fp32")["met"]
-    rate, knn, beside, minutes = (
+    rate, knn, between, minutes = (
         find(rows, text)["ratio"]
         for text in ("images/s over", "simco: kNN of", "diagnostics and checkpoint", "projected")
     )
-    assert minutes == pytest.approx(recipes.gpu.projected_minutes(8, 8 / rate, beside, knn), rel=0.03)
+    assert minutes == pytest.approx(recipes.gpu.projected_minutes(8, 8 / rate, between, knn), rel=0.03)
     notes = " ".join(found["notes"])
     assert "a rehearsal" in notes and "Host synchronizations: not measured" in notes
     assert "lightly's recipe: not measured, lightly cannot be imported" in notes
@@ -210,7 +210,7 @@ def test_gpu_rehearsal(recipes, capsys, without_lightly):
 
 def test_projection_counts_steps_epochs_and_evaluations(recipes):
     """200 epochs of 195 steps, each with what follows it, and 20 evaluations."""
-    minutes = recipes.gpu.projected_minutes(256, step=0.006, beside=0.3, knn=3.0)
+    minutes = recipes.gpu.projected_minutes(256, step=0.006, between=0.3, knn=3.0)
     assert minutes * 60 == pytest.approx(39_000 * 0.006 + 200 * 0.3 + 20 * 3.0)
 
 

@@ -191,7 +191,7 @@ def test_bands_of_the_weights(epochs, tmp_path):
     quantiles = {f"log_w_q{q}": float(i) for i, q in enumerate(("05", "25", "50", "75", "95"))}
     draw_runs(tmp_path / "with.png", {"a": curve(epochs, **quantiles)}, "log_w_q50", title="log w")
     draw_runs(tmp_path / "without.png", {"a": curve(epochs, loss=2.0)}, "loss", title="log w")
-    # tinted areas (or bars, of one epoch) beside the line
+    # tinted areas (or bars, of one epoch) next to the line
     tinted = [
         ((np.ptp(pixels(tmp_path / f"{name}.png").astype(int), axis=1)) > 15).sum() for name in ("with", "without")
     ]

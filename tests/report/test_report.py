@@ -350,12 +350,12 @@ def test_runs_of_the_same_name_are_told_apart(recipe, runs, tmp_path):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("nothing", "is no run"),
+        ("nothing", "is not a run"),
         ("published", "is a published folder; pass the run"),
         ("started", "has no log.csv yet"),
         ("header", "has no epoch yet"),
         ("empty", "has no epoch yet"),
-        ("other csv", "is no log of a run"),
+        ("other csv", "is not the log of a run"),
         ("damaged yaml", "config.yaml is damaged"),
         ("damaged json", "summary.json is damaged"),
         ("twice", "is given twice"),

@@ -1,4 +1,4 @@
-"""What is measured beside a run: the online linear probe, the accuracies, TensorBoard's copy of the log."""
+"""What is measured during a run: the online linear probe, the accuracies, TensorBoard's copy of the log."""
 
 from __future__ import annotations
 
