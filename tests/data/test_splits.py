@@ -151,7 +151,7 @@ def test_names_are_numbered_over_all_splits():
 
 @pytest.mark.parametrize(("labels", "message"), [
     ([0.7, 1.0], "hold 0.7, a float"),
-    ([-3, 1], "hold -3; class numbers are at least 0"),
+    ([-3, 1], "hold -3; class numbers start at 0"),
 ])  # fmt: skip
 def test_labels_that_cannot_be_classes(labels, message):
     with pytest.raises(ValueError, match=message):

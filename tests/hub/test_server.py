@@ -314,7 +314,9 @@ assert "simco_r18_025.mine" in simco_zoo.list_models(pretrained=True)
     assert "is damaged" in run(hub, tmp_path, code, "simco_r18_025.mine")["message"] and cached.is_file()
 
 
-@pytest.mark.parametrize(("tag", "revision", "message"), [(None, "a" * 40, "has no tag"), ("t", "main", "not a full sha")])
+@pytest.mark.parametrize(
+    ("tag", "revision", "message"), [(None, "a" * 40, "has no tag"), ("t", "main", "not a full sha")]
+)
 def test_what_cannot_be_registered(tag, revision, message, folder, tmp_path):
     model = simco_zoo.create_model("simco_r18_025")
     model.backbone.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"}
