@@ -301,7 +301,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
     (lambda t: t.update({"conv1.weight": t["conv1.weight"].to(torch.float8_e4m3fn)}), "conv1.weight as float8_e4m3fn"),
     (lambda t: t.update({"bn1.num_batches_tracked": torch.tensor(1.0)}), "bn1.num_batches_tracked as float32"),
     (lambda t: t["bn1.running_var"].neg_(), "negative variances in bn1.running_var"),
-    (lambda t: t["bn1.weight"].fill_(float("inf")), "no numbers in bn1.weight"),
+    (lambda t: t["bn1.weight"].fill_(float("inf")), "not finite numbers in bn1.weight"),
     (lambda t: t.clear(), "holds no tensors"),
 ])  # fmt: skip
 def test_values_that_no_network_has_are_named(change, message, bare, folder):
