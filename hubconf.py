@@ -1,9 +1,9 @@
-"""torch.hub's door: ``torch.hub.load("OWNER/REPOSITORY", "simco_r18", pretrained=True)``.
+"""Entry points for torch.hub: ``torch.hub.load("OWNER/REPOSITORY", "simco_r18", pretrained=True)``.
 
-Every name of ``simco_zoo.list_models()`` is an entry point; ``torch.hub.help`` tells of each.
+Every name of ``simco_zoo.list_models()`` is an entry point; ``torch.hub.help`` describes each.
 """
 
-# import names, as torch.hub checks them; what else the package needs, these depend on
+# import names, which torch.hub checks; the package's other requirements are dependencies of these
 dependencies = ["torch", "timm", "huggingface_hub", "safetensors"]
 
 import simco_zoo as _simco_zoo  # noqa: E402
