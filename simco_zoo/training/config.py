@@ -30,7 +30,7 @@ class TrainingConfig(AugmentationSettings):
             each batch, not of all of them: more memory or more processes are what gives more negatives.
         negatives: "global" contrasts a query with the keys of all processes, "local" with its own process's. MoCo's
             queue takes those of all processes either way.
-        sync_bn: Batch norm over the images of all processes (GPUs only).
+        sync_bn: Compute batch norm over the images of all processes (GPUs only).
         lr: Base learning rate, for 256 images per step; it is scaled by batch_size * accumulate / 256.
         opt: timm's name of the optimizer; "momentum" is SGD with momentum, not Nesterov's.
         opt_momentum: The optimizer's momentum.
@@ -39,30 +39,30 @@ class TrainingConfig(AugmentationSettings):
         warmup_epochs: Epochs of linear warm-up, at most a tenth of the run.
         decay_share: Share of the steps, the last ones, over which a cosine takes the learning rate to 0; before that
             it is constant. 1 decays from the end of the warm-up on, as the paper does.
-        clip_grad: Bound on the gradient's norm, or None.
+        clip_grad: Upper bound on the gradient's norm, or None.
         views_per_image: Number of views of each image in a step, at least 2. The loss is the mean over all ordered
             pairs of views (over the pairs whose query is view 1 if the method is not symmetric).
         sizes: Resolution ramp "SIDE:SHARE,SIDE:SHARE,...", e.g. "16:0.5,24:0.25,32:0.25": the views are made at 16 px
             for the first half of the steps, and so on. Views are always cut from the full-size images, and the model
             is evaluated and published at the images' own size. None: that size for all steps.
-        amp: "none", "bf16" or "fp16": autocast of the encoder; the loss is fp32 always.
+        amp: "none", "bf16" or "fp16": autocast of the encoder; the loss is always computed in fp32.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"...; auto takes an accelerator if there is one.
-        channels_last: Memory format of images and weights.
+        channels_last: Use the channels-last memory format for images and weights.
         compile: Compile the method's forward, and on an accelerator the views, with torch.compile.
         compile_mode: Mode of torch.compile, e.g. "reduce-overhead" for CUDA graphs.
-        freeze_patch_embed: Leave a ViT's patch embedding at its random start (MoCo v3, section 4.2).
+        freeze_patch_embed: Keep a ViT's patch embedding at its random initial values (MoCo v3, section 4.2).
         workers: Processes that decode images which do not fit in memory.
-        seed: Seed of order and views; the recipe seeds the initial weights with it, too.
+        seed: Seed of the order of the images and of the views; the command also seeds the initial weights with it.
         knn_every: Epochs between measurements of the kNN accuracy; 0 never. The last epoch is always measured.
-        knn_k: Neighbors of that kNN.
+        knn_k: Number of neighbors of that kNN.
         linear: Measure a linear probe at the end.
         online_linear: Train a linear classifier alongside on the views' features, without gradient to the model,
             as the official code does, and measure it with the kNN.
-        tensorboard: Write the log for TensorBoard, too, if that is installed.
+        tensorboard: Also write the log for TensorBoard, if that is installed.
         checkpoint_every: Epochs between checkpoints.
-        checkpoint_minutes: Minutes between checkpoints within an epoch, 0 for none.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes none.
         keep_checkpoints: Number of checkpoints to keep.
-        log_every: Steps between looks at loss and projections; each look waits for the device.
+        log_every: Number of steps between readings of the loss; each reading waits for the device.
 
     Example:
         >>> TrainingConfig(epochs=20, batch_size=128).lr

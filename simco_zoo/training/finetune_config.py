@@ -29,7 +29,7 @@ class FinetuneConfig:
         weight_decay: Weight decay.
         filter_bias_and_norm: Leave biases and norm layers out of weight decay.
         warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
-        clip_grad: Bound on the gradient's norm, or None.
+        clip_grad: Upper bound on the gradient's norm, or None.
         label_fraction: Share of the labels that is used, class by class, in (0, 1].
         holdout: Share of the training images, class by class, that is held out to choose the best epoch, in [0, 1); 0
             takes the last epoch. The test images are measured once, at the end.
@@ -42,14 +42,14 @@ class FinetuneConfig:
         ema: Decay per step of the averaged weights, which are measured and published; 0 for none.
         amp: "none", "bf16" or "fp16": autocast of the network.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"...
-        channels_last: Memory format of images and weights.
+        channels_last: Use the channels-last memory format for images and weights.
         workers: Processes that decode images which do not fit in memory.
-        seed: Seed of subset, order, crops, mixup and the classifier's initial weights.
+        seed: Seed of the subset, the order, the crops, mixup and the classifier's initial weights.
         checkpoint_every: Epochs between checkpoints.
-        checkpoint_minutes: Minutes between checkpoints within an epoch, 0 for none.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes none.
         keep_checkpoints: Number of checkpoints to keep.
-        log_every: Steps between looks at the loss; each look waits for the device.
-        tensorboard: Write the log for TensorBoard, too, if that is installed.
+        log_every: Number of steps between readings of the loss; each reading waits for the device.
+        tensorboard: Also write the log for TensorBoard, if that is installed.
 
     Example:
         >>> FinetuneConfig(epochs=5, freeze=True).lr
