@@ -9,7 +9,7 @@ from typing import Any
 
 from simco_zoo.analysis.cells import Cell
 from simco_zoo.analysis.figure import finish_axes
-from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, values
+from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, shown, values
 from simco_zoo.report.drawing import RUN_COLORS
 
 BATCHES = (16, 64, 256, 1024)
@@ -33,18 +33,15 @@ def _batch_cells(settings: Settings) -> Iterator[Cell]:
 
 
 def _find_batch(rows: Rows, epochs: Rows) -> str:
-    texts = []
+    texts, limits = [], []
     for size in values(rows, "batch"):
-        plain, official = (mean(rows, "knn_top1", batch=size, dt_m=ratio) for ratio in (1.0, 10.0))
-        texts.append(f"{official - plain:+.2f} at batch {size} ({plain:.2f} to {official:.2f})")
-    limit = [
-        abs(mean(rows, "knn_top1", batch=size, dt_m=math.inf) - mean(rows, "knn_top1", batch=size, dt_m=10.0))
-        for size in values(rows, "batch")
-    ]
+        plain, official, limit = (mean(rows, "knn_top1", batch=size, dt_m=ratio) for ratio in (1.0, 10.0, math.inf))
+        texts.append(f"{shown(official - plain, '+')} at batch {size} ({shown(plain)} to {shown(official)})")
+        limits.append(shown(limit - official, "+"))
     return (
-        f"From dt_m = 1 (InfoNCE) to the official 10 kNN changes by {', '.join(texts)}; an infinite dt_m (DCL) differs "
-        f"from 10 by at most {max(limit):.2f}. All cells see the same number of images, and the learning rate is "
-        "proportional to the batch."
+        f"From dt_m = 1 (InfoNCE) to the official 10 kNN changes by {', '.join(texts)}; from 10 to an infinite dt_m "
+        f"(DCL) by {', '.join(limits)}. All cells see the same number of images, and the learning rate is proportional "
+        "to the batch."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from simco_zoo.analysis.cells import Cell
 from simco_zoo.analysis.figure import finish_axes
-from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, values
+from simco_zoo.analysis.study import Rows, Settings, Study, mean, series, shown, values
 from simco_zoo.report.drawing import RUN_COLORS
 
 TAU_BETAS = (0.1, 1.0, math.inf, 0.2, 0.5, 0.05)
@@ -35,24 +35,19 @@ def _dictionary_cells(settings: Settings) -> Iterator[Cell]:
 def _find_dictionaries(rows: Rows, epochs: Rows) -> str:
     own = [row for row in rows if row["strength"] == "own"]
     few, many = values(own, "vector")[0], values(own, "vector")[-1]
-    at = {(v, s): mean(own, "knn_top1", vector=v, scalar=s) for v, s in product((few, many), repeat=2)}
-    text = (
-        f"With {few} keys for both, kNN is {at[few, few]:.2f}; {many} keys for the strength alone give "
-        f"{at[few, many]:.2f}, for the direction alone {at[many, few]:.2f}, for both {at[many, many]:.2f}."
+    at = {(v, s): shown(mean(own, "knn_top1", vector=v, scalar=s)) for v, s in product((few, many), repeat=2)}
+    means, spreads = (
+        [shown(mean(own, f"train_strength_{what}", vector=few, scalar=scalar)) for scalar in (few, many)]
+        for what in ("mean", "cv")
     )
-    strengths = [mean(own, "train_strength_mean", vector=few, scalar=scalar) for scalar in (few, many)]
-    spreads = [mean(own, "train_strength_cv", vector=few, scalar=scalar) for scalar in (few, many)]
-    text += (
-        f" The larger dictionary of the strength takes its mean from {strengths[0]:.2f} to {strengths[1]:.2f} and its "
-        f"variation from {spreads[0]:.2f} to {spreads[1]:.2f} (last epoch)."
+    controls = [shown(mean(rows, "knn_top1", vector=few, scalar=few, strength=name)) for name in CONTROLS]
+    return (
+        f"With {few} keys for both, kNN is {at[few, few]}; {many} keys for the strength alone give {at[few, many]}, "
+        f"for the direction alone {at[many, few]}, for both {at[many, many]}. The larger dictionary of the strength "
+        f"takes its mean from {means[0]} to {means[1]} and its variation from {spreads[0]} to {spreads[1]} (last "
+        f"epoch). Controls with {few} keys: all anchors at the batch's mean strength {controls[1]}, the loss divided "
+        f"by the mean strength {controls[2]}."
     )
-    controls = [mean(rows, "knn_top1", vector=few, scalar=few, strength=name) for name in CONTROLS]
-    if not any(map(math.isnan, controls)):
-        text += (
-            f" Controls with {few} keys: all anchors at the batch's mean strength {controls[1]:.2f}, the loss divided "
-            f"by the mean strength {controls[2]:.2f}."
-        )
-    return text
 
 
 def _draw_dictionaries(figure: Any, rows: Rows, epochs: Rows) -> None:
@@ -120,9 +115,9 @@ def _find_temperature(rows: Rows, epochs: Rows) -> str:
         official = mean(rows, "knn_top1", tau_beta=1.0, **own)
         spread = [mean(rows, "train_strength_cv", tau_beta=tau, **own) for tau in (TAU_ALPHA, 1.0)]
         texts.append(
-            f"With {keys} negatives from the {negatives}, kNN is {plain:.2f} at tau_beta = tau_alpha (InfoNCE), "
-            f"{official:.2f} at the official 1, and highest, {knn[best]:.2f}, at {_tau(taus[best])}; the variation of "
-            f"the strength is {spread[0]:.2f} at tau_alpha and {spread[1]:.2f} at 1."
+            f"With {keys} negatives from the {negatives}, kNN is {shown(plain)} at tau_beta = tau_alpha (InfoNCE), "
+            f"{shown(official)} at the official 1, and highest, {shown(knn[best])}, at {_tau(taus[best])}; the "
+            f"variation of the strength is {shown(spread[0])} at tau_alpha and {shown(spread[1])} at 1."
         )
     return " ".join(texts)
 
@@ -169,12 +164,14 @@ def _staleness_cells(settings: Settings) -> Iterator[Cell]:
 def _find_staleness(rows: Rows, epochs: Rows) -> str:
     now = mean(rows, "knn_top1", kind="age", value=0.0)
     texts = []
-    for kind, said in {"age": "{:g} steps old {:.2f}", "momentum": "momentum {:g} {:.2f}"}.items():
-        points = [(value, knn) for value, knn in zip(*series(rows, "value", "knn_top1", kind=kind), strict=True)]
-        texts.append(", ".join(said.format(*point) for point in points if point != (0.0, now) or kind != "age"))
+    for kind, said in {"age": "{:g} steps old {}", "momentum": "momentum {:g} {}"}.items():
+        points = zip(*series(rows, "value", "knn_top1", kind=kind), strict=True)
+        texts.append(
+            ", ".join(said.format(value, shown(knn)) for value, knn in points if (kind, value) != ("age", 0.0))
+        )
     return (
-        f"kNN with negatives from the same step and encoder as the positives is {now:.2f}; {texts[0]}; from an encoder "
-        f"of their own: {texts[1]} (the positives have momentum 0.99)."
+        f"kNN with negatives from the same step and encoder as the positives is {shown(now)}; {texts[0] or '?'}; from "
+        f"an encoder of their own: {texts[1] or '?'} (the positives have momentum 0.99)."
     )
 
 

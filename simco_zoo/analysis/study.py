@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Settings:
         amp: "none", "bf16" or "fp16".
         device: As in ``TrainingConfig``.
         seeds: Seeds; each cell runs once with each.
+        columns: Further arguments of ``load_splits``, e.g. ``label_column``.
     """
 
     source: str = "photos"
@@ -44,6 +45,7 @@ class Settings:
     amp: str = "none"
     device: str = "auto"
     seeds: tuple[int, ...] = (0,)
+    columns: Row = field(default_factory=dict)
 
     def cells(self, method: str, arguments: Row, labels: Row, batch_size: int | None = None) -> list[Cell]:
         """Returns a cell for each seed; with another batch size it sees as many images in all."""
@@ -61,7 +63,7 @@ class Settings:
             "tensorboard": False,
             "keep_checkpoints": 1,
         }
-        load = {"image_size": self.image_size, "limit": self.limit}
+        load = {**self.columns, "image_size": self.image_size, "limit": self.limit}
         return [
             Cell(labels, method, arguments, {**training, "seed": seed}, self.backbone, self.source, load)
             for seed in self.seeds
@@ -111,7 +113,7 @@ def run_study(
         settings: What its cells have in common.
         output: Folder of the results.
         processes: Number of cells at once.
-        max_cells: Run at most that many cells and leave the others for another call; None for all.
+        max_cells: Run at most that many cells and leave the others for another call; 0 only draws, None runs all.
         say: Called with a line for each cell that is done.
 
     Returns:
@@ -150,6 +152,11 @@ def mean(rows: Rows, column: str, **labels: Any) -> float:
     """Returns the mean of a column over the rows with these labels (the seeds); NaN if there is none."""
     values = [row[column] for row in rows if _matches(row, labels) and row.get(column) is not None]
     return sum(values) / len(values) if values else math.nan
+
+
+def shown(value: float, sign: str = "") -> str:
+    """Returns how a caption writes a mean; one whose cells have not been run is a question mark."""
+    return "?" if math.isnan(value) else f"{value:{sign}.2f}"
 
 
 def series(rows: Rows, x: str, y: str, **labels: Any) -> tuple[list[Any], list[float]]:

@@ -37,7 +37,7 @@ from simco_zoo.analysis.negatives import DICTIONARIES, STALENESS, TEMPERATURE
 from simco_zoo.analysis.study import Settings, run_study
 from simco_zoo.arguments import local_path
 from simco_zoo.cli.run import build_command
-from simco_zoo.cli.sources import AMP, add_images, add_model, columns, load_model
+from simco_zoo.cli.sources import AMP, COLUMNS, add_images, add_model, columns, load_model
 from simco_zoo.data import load_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation.strength import project_views
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     cells.add_argument("--amp", choices=AMP, default=default.amp, help="precision of the forward")
     cells.add_argument("--seeds", type=int, default=1, help="trainings per cell, with seeds from --seed on")
     cells.add_argument("--processes", type=int, default=1, help="trainings at once")
-    text = "trainings in this call, the most telling ones first; default: all that are left"
+    text = "trainings in this call, the most telling ones first; 0 draws what is there; default: all that are left"
     cells.add_argument("--max-cells", type=int, help=text)
     how = parser.add_argument_group("running")
     how.add_argument("--quick", action="store_true", help="small settings, to see it work")
@@ -103,9 +103,10 @@ def train_cells(args: argparse.Namespace, output: Path) -> tuple[dict[str, objec
     given = {name: getattr(args, name) for name in names}
     if args.quick:
         given.update(QUICK)
-    if min(args.processes, args.seeds, args.max_cells or 1) < 1:
-        raise ValueError("--processes, --seeds and --max-cells are at least 1.")
+    if min(args.processes, args.seeds) < 1 or (args.max_cells or 0) < 0:
+        raise ValueError("--processes and --seeds are at least 1, and --max-cells at least 0.")
     seeds = tuple(range(args.seed, args.seed + args.seeds))
+    given["columns"] = {name: getattr(args, name) for name in COLUMNS}
     settings = Settings(**{**given, "source": args.dataset, "seeds": seeds})
     study = STUDIES[args.study]
     say = functools.partial(print, flush=True)
@@ -118,7 +119,8 @@ def train_cells(args: argparse.Namespace, output: Path) -> tuple[dict[str, objec
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    output = (args.output or Path("runs") / "analysis" / args.study).absolute()
+    name = f"{args.study}-quick" if args.quick else args.study
+    output = (args.output or Path("runs") / "analysis" / name).absolute()
     try:
         result, status = (strength(args, output), 0) if args.study == "strength" else train_cells(args, output)
     except KeyboardInterrupt as error:

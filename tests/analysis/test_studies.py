@@ -45,6 +45,8 @@ def test_a_row_per_cell_and_no_cell_twice(study, tmp_path, trained):
     said = []
     run_study(study, settings, tmp_path, max_cells=3, say=said.append)
     assert len(trained) == 3
+    caption, _ = run_study(study, settings, tmp_path, max_cells=0)  # draws what is there
+    assert len(trained) == 3 and "3 of " in caption and "nan" not in caption
     caption, failed = run_study(study, settings, tmp_path, say=said.append)
     rows = table(tmp_path / f"{study.name}.csv")
     assert len(rows) == len(trained) == len({tuple(row[name] for name in study.labels) for row in rows}) > 5
