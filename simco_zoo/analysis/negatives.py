@@ -79,6 +79,7 @@ def _draw_dictionaries(figure: Any, rows: Rows, epochs: Rows) -> None:
         drawn = bars.bar(places, heights, 0.36, color=RUN_COLORS[number], label=f"{scalar} keys for the strength")
         bars.bar_label(drawn, fmt="%.2f", fontsize=7)
     bars.set_xticks([i + 0.19 for i in range(len(CONTROLS))], list(CONTROLS.values()))
+    bars.set_xlim(-0.4, len(CONTROLS) - 0.3)
     bars.tick_params(axis="x", labelsize=8)
     finish_axes(bars, f"controls, {few} keys for the direction", "", "kNN top-1")
     bars.legend(frameon=False, fontsize=8)

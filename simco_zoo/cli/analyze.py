@@ -93,7 +93,7 @@ def strength(args: argparse.Namespace, output: Path) -> dict[str, object]:
         raise ValueError(f"{args.dataset} has {len(found[0])} images; the study needs {anchors.SIZES[0] + 1} or more.")
     rows = anchors.measure(*found, reference)
     print(anchors.as_text(*rows))
-    print(f"\n{anchors.report(output, *rows, args.model, f'{args.dataset} ({args.split})')}")
+    print(f"\n{anchors.report(output, *rows, args.model, f'{Path(args.dataset).name} ({args.split})')}")
     return {"model": args.model, "dataset": args.dataset, "anchors": len(found[0])}
 
 
