@@ -65,20 +65,25 @@ def check_tensors(tensors: dict[str, Tensor], file: str) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     # the sum is finite only if every value is (or, for the exact answer, has overflown), and costs a tenth
-    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all())
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.float().isfinite().all())
 
 
 def check_classifier(found: WeightsFolder, tensors: dict[str, Tensor]) -> None:
     """Raises WeightsError unless the file has the classifier that config.json speaks of, and no other."""
-    names = timm_entries(found.config).get("classifier") or ()
-    present = [n for n in ([names] if isinstance(names, str) else names) if f"{n}.weight" in tensors]
-    count = num_classes(found.config)
-    rows = {len(tensors[f"{n}.weight"]) for n in present} if names else {count}
-    if (rows or {0}) != {count}:
+    count, cfg = num_classes(found.config), timm_entries(found.config)
+    rows = classes_in(tensors, cfg) if cfg.get("classifier") else count
+    if rows != count:
         raise WeightsError(
-            f"the classifier in {MODEL_FILE} of {found.origin} has {rows.pop() if rows else 0} classes, but its "
+            f"the classifier in {MODEL_FILE} of {found.origin} has {rows} classes, but its "
             f"{CONFIG_FILE} says {count}; publish the folder again with simco_zoo.save_pretrained."
         )
+
+
+def classes_in(tensors: dict[str, Tensor], cfg: dict[str, Any]) -> int:
+    """Returns the number of classes of a file's classifier, 0 if it has none; ``cfg`` is timm's pretrained_cfg."""
+    names = cfg.get("classifier") or ()
+    weights = [tensors.get(f"{name}.weight") for name in ([names] if isinstance(names, str) else names)]
+    return next((len(weight) for weight in weights if weight is not None and weight.ndim), 0)
 
 
 def check_fit(tensors: dict[str, Tensor], model: Any, origin: str) -> None:
@@ -107,11 +112,12 @@ def check_fit(tensors: dict[str, Tensor], model: Any, origin: str) -> None:
         extra -= classifier
     same_classes = getattr(model, "num_classes", None) == cfg.get("num_classes")
     adapted = first | (set() if same_classes else classifier)
+    channels = (cfg.get("input_size") or (3,))[0]  # of the images that the weights were trained with
     reshaped = [
         f"{name} is {_shape(tensors[name])} in the file and {_shape(tensor)} in the model"
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
-        if name not in adapted or not _is_adaptable(tensors[name], tensor, name in first)
+        if name not in adapted or not _is_adaptable(tensors[name], tensor, channels if name in first else None)
     ]
     if missing or extra or reshaped:
         shapes = "; ".join(reshaped[:3]) + (f"; and {len(reshaped) - 3} more differ" if len(reshaped) > 3 else "")
@@ -124,9 +130,20 @@ def check_fit(tensors: dict[str, Tensor], model: Any, origin: str) -> None:
     check_types(tensors, expected, origin)
 
 
-def _is_adaptable(given: Tensor, expected: Tensor, is_first: bool) -> bool:
-    """Whether timm can adapt a tensor: a classifier is left out, of a first layer only the input channels differ."""
-    return not is_first or (given.ndim == expected.ndim == 4 and given[:, :1].shape == expected[:, :1].shape)
+def _is_adaptable(given: Tensor, expected: Tensor, channels: int | None) -> bool:
+    """Whether timm can adapt a tensor: a classifier is left out, of a first layer only the input channels differ.
+
+    Args:
+        given: What the file has.
+        expected: What the model has.
+        channels: For a first layer the input channels that the weights were published for; None for a classifier.
+    """
+    if channels is None:
+        return True
+    if not given.ndim == expected.ndim == 4 or given[:, :1].shape != expected[:, :1].shape:
+        return False
+    per_channel, rest = divmod(given.shape[1], channels)  # some stems see several pixels as channels
+    return rest == 0 and expected.shape[1] % per_channel == 0
 
 
 def check_types(tensors: dict[str, Tensor], expected: dict[str, Tensor], origin: str) -> None:

@@ -22,6 +22,7 @@ from simco_zoo.hub.checks import (
     check_fit,
     check_tensors,
     check_types,
+    classes_in,
     differences,
 )
 from simco_zoo.hub.config import MODEL_FILE, PROJECTOR_FILE, model_args, section, timm_entries
@@ -140,6 +141,7 @@ def create_with_weights(build: Callable[[], Any], loaded: LoadedWeights, *, on_m
     backbone = build()
     check_fit(tensors, backbone, loaded.found.origin)
     cfg = {**backbone.pretrained_cfg, "state_dict": dict(tensors), "source": "", "file": None, "hf_hub_id": None}
+    cfg["num_classes"] = classes_in(tensors, cfg)  # of a bare file no description tells
     load_pretrained(backbone, pretrained_cfg=cfg, num_classes=backbone.num_classes, in_chans=_input_channels(backbone))
     return backbone
 
@@ -220,6 +222,8 @@ def _with_verified_weights(variant: str, asked: dict[str, Any], kwargs: dict[str
     overlay = {**overlay, **verified, "state_dict": loaded.backbone}
     if found.config.get("pretrained_cfg"):  # instead of what timm read from a file that may have changed since
         kwargs = {**kwargs, "pretrained_cfg": {"architecture": variant, **timm_entries(found.config)}}
+    elif not found.config:
+        overlay["num_classes"] = classes_in(loaded.backbone, cfg.to_dict())
     return {**kwargs, "pretrained_cfg_overlay": overlay}, found.origin
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simco_zoo.distributed import gather_rows, rank
+from simco_zoo.losses.inputs import check_settings
 from simco_zoo.models.inputs import check_images, input_channels
 from simco_zoo.models.projector import build_projector, unit_rows
 from simco_zoo.models.signatures import method_arguments
@@ -36,7 +37,7 @@ class ContrastiveModel(TimmInterface):
         proj_dim: Length of the projection.
 
     Raises:
-        ValueError: If the temperature is not positive, a width is below 1 or the backbone does not pool.
+        ValueError: If the temperature is below 1e-6 or infinite, a width is below 1 or the backbone does not pool.
 
     Example:
         >>> import simco_zoo
@@ -61,8 +62,7 @@ class ContrastiveModel(TimmInterface):
         proj_dim: int = 128,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}, but has to be positive.")
+        check_settings(temperature)
         self.backbone = backbone
         self.temperature = temperature
         self.symmetric = symmetric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -96,6 +97,8 @@ def create_model(
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 128])
     """
+    if not isinstance(pretrained, bool):
+        raise ValueError(f"pretrained is {pretrained!r}, but has to be True or False; pass a path as weights=PATH.")
     source, identifier = parse_model_name(name)
     if source and weights is not None:
         raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
@@ -138,8 +141,11 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         loaded: Its weights, or None.
         timm_weights: Whether the backbone starts from timm's own weights.
     """
-    method_arguments, build = spec.split()
-    cfg: dict[str, Any] = {} if loaded is None else {"pretrained_cfg": loaded.found.timm_cfg()}
+    ours, build = spec.split()
+    _check_types(METHODS[spec.method].cls, ours)
+    # a bare file says nothing of the input, so the network's own description stays
+    described = loaded is not None and bool(loaded.found.config)
+    cfg: dict[str, Any] = {"pretrained_cfg": loaded.found.timm_cfg()} if loaded is not None and described else {}
     if build.get("features_only"):  # the one case of another type, as in timm
         return _feature_maps(spec, loaded, timm_weights)
 
@@ -157,7 +163,7 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
             backbone = create_with_weights(build_backbone, loaded, on_meta=on_meta)
         except MisfitError as error:
             raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
-    model = METHODS[spec.method].cls(backbone, **method_arguments)
+    model = METHODS[spec.method].cls(backbone, **ours)
     if loaded is not None and loaded.projector is not None:
         load_projector(model.head, loaded)
     elif loaded is not None:
@@ -169,7 +175,7 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
     elif timm_weights:
         named = f"{spec.architecture}.{tag}" if tag else spec.architecture
         model.set_loaded_from(f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else named)
-    if loaded is None:
+    if not described:
         cfg.pop("tag", None)  # it is the tag of other weights than this model's
     if "in_chans" in build:
         cfg["input_size"] = (build["in_chans"], *cfg["input_size"][1:])
@@ -210,19 +216,28 @@ def _check_method_config(loaded: LoadedWeights) -> None:
             )
 
 
+def _check_types(cls: type[ContrastiveModel], arguments: dict[str, Any]) -> None:
+    """Raises ValueError for an argument of a method that is not of its type: ``symmetric="no"`` would be true."""
+    for name, parameter in method_arguments(cls).items():
+        expected = parameter.annotation
+        if name in arguments and expected is not type(None) and not _has_type(arguments[name], expected):
+            said = expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+            raise ValueError(f"{name} is {arguments[name]!r}, but has to be of the type {said}.")
+
+
 def _has_type(value: Any, annotation: Any) -> bool:
-    """Whether a value of JSON is of an argument's type: plain, a Literal, a tuple (a list in JSON), or a union."""
+    """Whether a value is of an argument's type: plain, a Literal, a tuple (a list in JSON), or a union."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return any(_has_type(value, part) for part in parts)
     if origin is Literal:
         return value in parts
     if origin is tuple:
-        fits = isinstance(value, list) and len(value) == len(parts)
+        fits = isinstance(value, list | tuple) and len(value) == len(parts)
         return fits and all(_has_type(v, part) for v, part in zip(value, parts, strict=True))
     if isinstance(value, bool) or not isinstance(annotation, type):
         return annotation in (bool, Any)
-    return isinstance(value, annotation) or (annotation is float and isinstance(value, int))
+    return isinstance(value, {float: Real, int: Integral}.get(annotation, annotation))
 
 
 def _fitting_names(spec: ModelSpec, loaded: LoadedWeights) -> str:

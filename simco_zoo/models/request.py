@@ -89,8 +89,10 @@ def parse_request(name: str, backbone: str | None, small_stem: bool | None, argu
         near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists those it has."
         raise ValueError(f"timm has no backbone {backbone!r}; {hint}")
-    if "num_classes" in arguments and not isinstance(arguments["num_classes"], int):
-        raise ValueError(f"num_classes is {arguments['num_classes']!r}, but has to be an integer.")
+    for key, least in (("num_classes", 0), ("in_chans", 1)):
+        value = arguments.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{key} is {value!r}, but has to be an integer of at least {least}.")
     if source:
         return ModelRequest(name, None, None, backbone, small_stem, arguments)
     if identifier in METHODS:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
+from simco_zoo.losses.inputs import check_settings
 from simco_zoo.models.contrastive import ContrastiveModel, contrast_report, gather_keys, mean_over_pairs
 from simco_zoo.models.inputs import check_views
 
@@ -61,8 +62,7 @@ class SimCo(ContrastiveModel):
             proj_hidden_dim=proj_hidden_dim,
             proj_dim=proj_dim,
         )
-        if not dt_m > 0:
-            raise ValueError(f"dt_m is {dt_m}, but has to be positive.")
+        check_settings(temperature, dt_m)
         self.dt_m = dt_m
 
     def contrast(
@@ -104,8 +104,9 @@ class SimCo(ContrastiveModel):
         return contrast_report(total, z[0], z[1], features if report_features else None)
 
     def loss_config(self) -> dict[str, float | str]:
-        return {
-            "name": "dual temperature",
-            "tau_alpha": self.temperature,
-            "tau_beta": self.dt_m * self.temperature,
-        }
+        return dual_temperature_config(self.temperature, self.dt_m)
+
+
+def dual_temperature_config(temperature: float, dt_m: float) -> dict[str, float | str]:
+    """Returns the loss's name and temperatures, for config.json and the model card."""
+    return {"name": "dual temperature", "tau_alpha": temperature, "tau_beta": dt_m * temperature}

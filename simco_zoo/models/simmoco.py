@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from simco_zoo.losses import dual_temperature
+from simco_zoo.losses.inputs import check_settings
 from simco_zoo.models.contrastive import contrast_report, gather_keys, mean_over_pairs
 from simco_zoo.models.inputs import check_views
 from simco_zoo.models.momentum import MomentumModel
+from simco_zoo.models.simco import dual_temperature_config
 
 
 class SimMoCo(MomentumModel):
@@ -62,8 +64,7 @@ class SimMoCo(MomentumModel):
             proj_hidden_dim=proj_hidden_dim,
             proj_dim=proj_dim,
         )
-        if not dt_m > 0:
-            raise ValueError(f"dt_m is {dt_m}, but has to be positive.")
+        check_settings(temperature, dt_m)
         self.dt_m = dt_m
 
     def contrast(
@@ -108,8 +109,4 @@ class SimMoCo(MomentumModel):
         return contrast_report(total, queries[0], positives, features if report_features else None)
 
     def loss_config(self) -> dict[str, float | str]:
-        return {
-            "name": "dual temperature",
-            "tau_alpha": self.temperature,
-            "tau_beta": self.dt_m * self.temperature,
-        }
+        return dual_temperature_config(self.temperature, self.dt_m)

@@ -302,12 +302,15 @@ def test_the_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
     (lambda t: t.update({"bn1.num_batches_tracked": torch.tensor(1.0)}), "bn1.num_batches_tracked as float32"),
     (lambda t: t["bn1.running_var"].neg_(), "negative variances in bn1.running_var"),
     (lambda t: t["bn1.weight"].fill_(float("inf")), "not finite numbers in bn1.weight"),
+    (lambda t: t.update({"conv1.weight": t["conv1.weight"].double() * 1e300}), "not finite numbers in conv1.weight"),
+    (lambda t: t.update({"conv1.weight": torch.zeros(16, 4, 3, 3)}), r"conv1.weight is \(16, 4, 3, 3\) in the file"),
     (lambda t: t.clear(), "holds no tensors"),
 ])  # fmt: skip
 def test_values_that_no_network_has_are_named(change, message, bare, folder):
     rewrite(folder, change)
     ways = [lambda: timm.create_model(f"local-dir:{folder}", pretrained=True)]
-    ways += [lambda: simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)]
+    for more in ({}, {"num_classes": 3}, {"features_only": True}):
+        ways += [lambda more=more: simco_zoo.create_model(f"local-dir:{folder}", pretrained=True, **more)]
     if bare:
         file = (folder / "model.safetensors").rename(folder.parent / "bare.safetensors")
         ways = [lambda: simco_zoo.create_model("simco_r18_025", weights=file)]
@@ -358,6 +361,34 @@ def test_without_a_projector_there_are_features_but_no_projections(source, folde
     assert torch.equal(loaded.project(IMAGES), original.project(IMAGES))
     model.train().contrast(IMAGES, IMAGES)  # it is being trained
     assert model.eval().project(IMAGES).shape == (2, 128)
+
+
+def test_a_bare_file_is_described_by_the_architecture(original, folder, tmp_path):
+    """It says nothing of its input, which is not a reason to take it for 224 px and ImageNet's mean."""
+    file = tmp_path / "bare.safetensors"
+    save_file(load_file(folder / "model.safetensors"), file)
+    fresh = simco_zoo.create_model("simco_r18_025")
+    model = simco_zoo.create_model("simco_r18_025", weights=file)
+    assert model.pretrained_cfg == fresh.pretrained_cfg and model.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert simco_zoo.create_model("simco_r18_025", weights=file, in_chans=1).pretrained_cfg["input_size"] == (1, 32, 32)
+    free = simco_zoo.create_model("simco", backbone="test_resnet", num_classes=3)
+    save_file(free.backbone.state_dict(), file)
+    for count in (0, 3, 5):
+        loaded = simco_zoo.create_model("simco", backbone="test_resnet", weights=file, num_classes=count)
+        assert loaded.pretrained_cfg["input_size"] == free.pretrained_cfg["input_size"] and loaded.num_classes == count
+        assert torch.equal(loaded.backbone.layer1[0].conv1.weight, free.backbone.layer1[0].conv1.weight)
+        if count:
+            assert torch.equal(loaded.get_classifier().weight[:3], free.get_classifier().weight) == (count == 3)
+    zoo = shaken(num_classes=3)
+    save_file(zoo.backbone.state_dict(), file)
+    overlay = {"file": str(file)}
+    timms = timm.create_model("simco_r18_025", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
+    assert torch.equal(timms.fc.weight, zoo.backbone.fc.weight)
+
+
+def test_a_path_as_pretrained_is_refused(folder):
+    with pytest.raises(ValueError, match="pass a path as weights="):
+        simco_zoo.create_model("simco_r18_025", pretrained=str(folder))
 
 
 # What ships

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -269,7 +270,16 @@ def test_shuffled_keys_come_back_in_order(views):
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"temperature": 0.0}, "temperature is 0.0"),
     ({"dt_m": -1.0}, "dt_m is -1.0"),
+    ({"temperature": math.inf}, "temperature is inf"),
+    ({"temperature": 1e-40}, "temperature is 1e-40"),
+    ({"temperature": "0.1"}, "temperature is '0.1', but has to be of the type float"),
+    ({"dt_m": math.nan}, "dt_m is nan"),
+    ({"symmetric": "no"}, "symmetric is 'no', but has to be of the type bool"),
     ({"proj_dim": 0}, "proj_dim is 0"),
+    ({"proj_dim": 8.5}, "proj_dim is 8.5, but has to be of the type int"),
+    ({"num_classes": -1}, "num_classes is -1"),
+    ({"num_classes": True}, "num_classes is True"),
+    ({"in_chans": 0}, "in_chans is 0"),
 ])  # fmt: skip
 def test_arguments_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -278,7 +288,10 @@ def test_arguments_out_of_range(kwargs, message):
 
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"momentum": 1.5}, "momentum is 1.5"),
+    ({"momentum": "0.9"}, "momentum is '0.9'"),
     ({"queue_size": 0}, "queue_size is 0"),
+    ({"queue_size": 2.5}, "queue_size is 2.5, but has to be of the type int"),
+    ({"bn_splits": True}, "bn_splits is True"),
     ({"bn_splits": 2}, "BatchNorm2d"),
 ])  # fmt: skip
 def test_moco_arguments_out_of_range(kwargs, message):
