@@ -237,7 +237,7 @@ def _has_type(value: Any, annotation: Any) -> bool:
         return fits and all(_has_type(v, part) for v, part in zip(value, parts, strict=True))
     if isinstance(value, bool) or not isinstance(annotation, type):
         return annotation in (bool, Any)
-    return isinstance(value, {float: Real, int: Integral}.get(annotation, annotation))
+    return isinstance(value, Real if annotation is float else Integral if annotation is int else annotation)
 
 
 def _fitting_names(spec: ModelSpec, loaded: LoadedWeights) -> str:

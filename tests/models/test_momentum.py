@@ -70,38 +70,6 @@ def test_timms_average_of_weights_follows_a_model_whose_key_encoder_comes_later(
             torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * model.state_dict()[name], msg=name)
 
 
-def test_lightning_restores_its_checkpoint(tmp_path, views):
-    lightning = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = build("mocov2")
-
-        def training_step(self, batch, _):
-            return self.model.contrast(*batch)["loss"]
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def trainer(epochs):
-        return lightning.Trainer(
-            default_root_dir=tmp_path, max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False,
-        )  # fmt: skip
-
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*views), batch_size=4)
-    first, module = trainer(1), Module()
-    first.fit(module, loader)
-    first.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    loaded = Module.load_from_checkpoint(tmp_path / "a.ckpt")
-    for (name, ours), theirs in zip(loaded.state_dict().items(), module.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs), name
-    again = Module()
-    trainer(2).fit(again, loader, ckpt_path=tmp_path / "a.ckpt")
-    assert again.model.key_encoder is not None
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_average_of_a_bfloat16_model_moves(when, half_views):
     """A step of 0.001 of the way is below the spacing of bfloat16, in which the average would stand still."""
