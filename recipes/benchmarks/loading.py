@@ -28,7 +28,7 @@ def benchmark_load(args: argparse.Namespace) -> Iterator[Row]:
             simco_zoo.create_model("simco_r18", weights=folder)
 
         what = "create_model with simco_r18's weights: time / timm.create_model + load_file's"
-        yield compare(what, ours, plain, args.runs, 1.25)
+        yield compare(what, ours, plain, args.runs, 1.0)
 
 
 def benchmark_import(args: argparse.Namespace) -> Iterator[Row]:
