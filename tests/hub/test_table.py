@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_the_readme_is_up_to_date(tmp_path):
     copy.write_text((ROOT / "README.md").read_text())
     stale = write_into(copy, as_markdown(model_rows(simco_zoo.list_models())))
     assert not stale, "the README's table of models is stale; run: simco-zoo list --into README.md"
+
+
+def test_every_promise_names_a_test_that_exists():
+    tests = Path(__file__).parents[1]
+    section = (tests.parent / "README.md").read_text(encoding="utf-8").split("| fault | outcome | tests |")[1]
+    rows = [line for line in section.split("\n\n")[0].splitlines() if line.startswith("| ")]
+    files = {row: re.findall(r"`([\w/]+\.py)`", row.split("|")[-2]) for row in rows if "---" not in row}
+    assert len(files) > 5 and all(files.values()), files
+    assert [name for names in files.values() for name in names if not (tests / name).is_file()] == []
 
 
 def test_a_stale_table_is_replaced_and_the_rest_stays(tmp_path, capsys):
