@@ -56,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--backbone-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help=text)
     text = "adapt a free backbone to small images; default: for images up to 64 px"
     model.add_argument("--small-stem", action=argparse.BooleanOptionalAction, default=None, help=text)
+    text = "weights to start from: a published folder or a .safetensors file; default: random ones"
+    model.add_argument("--weights", type=local_path, metavar="PATH", help=text)
+    text = "start from the published weights of --model, or from timm's own of --backbone"
+    model.add_argument("--pretrained", action="store_true", help=text)
     add_import(model)
 
     data = parser.add_argument_group("data")
@@ -83,10 +87,17 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> Contr
     if method is not None and "queue_size" in method_arguments(method.cls):
         # the paper's queue of 4096 would be most of a small data set: at most a tenth of the images
         method_settings.setdefault("queue_size", 2 ** max((images // 10).bit_length() - 1, 0))
+    # a folder, a repository and a tag name weights, too
+    named = args.weights is None and (":" in args.model or "." in args.model)
+    start = {"pretrained": args.pretrained or named, "weights": args.weights}
     if args.model not in METHODS:
-        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **method_settings)
+        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **start, **method_settings)
+    if args.weights is not None:  # they say how the backbone was built
+        start["small_stem"] = args.small_stem
+        start["backbone"] = args.backbone
+        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **start, **method_settings)
 
-    small_stem = image_size <= 64 if args.small_stem is None else args.small_stem
+    small_stem = image_size <= 64 and not args.pretrained if args.small_stem is None else args.small_stem
     cfg = get_pretrained_cfg(args.backbone) if args.backbone else None
     if cfg is not None and cfg.fixed_input_size:
         args.backbone_kwargs.setdefault("img_size", image_size)
@@ -97,6 +108,7 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> Contr
         backbone=args.backbone,
         backbone_kwargs=args.backbone_kwargs,
         small_stem=small_stem,
+        pretrained=args.pretrained,
         **method_settings,
     )
 
@@ -121,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(args, images.image_size, len(images))
+    print(f"starts from the weights of {model.loaded_from}" if model.loaded_from else "starts from random weights")
     name = args.model if args.model not in METHODS else f"{args.model}-{args.backbone}"
     dataset = Path(args.dataset).name
     output = args.output or Path("runs") / f"{name.replace('/', '-')}-{dataset}"

@@ -22,6 +22,7 @@ from PIL import Image
 import simco_zoo
 from simco_zoo.arguments import CONFIGS, read_settings
 from simco_zoo.cli import COMMANDS, pretrain
+from simco_zoo.cli.pretrain import build_model, build_parser
 from simco_zoo.models.methods import METHODS
 from simco_zoo.training import TrainingConfig
 from simco_zoo.training.checkpoint import list_checkpoints
@@ -72,6 +73,22 @@ def test_pretrain(run):
     assert torch.equal(ours(x), timm.create_model(f"local-dir:{summary['folder']}", pretrained=True).eval()(x))
     config = json.loads((output / "last" / "config.json").read_text())
     assert "/" not in config["simco_zoo"]["data"]["name"]  # where a folder lay is nobody's business
+
+
+@pytest.mark.parametrize("way", ["--model NAME.TAG", "--model local-dir:", "--weights", "--pretrained", "none"])
+def test_training_starts_from_the_weights_that_were_named(way):
+    shipped = simco_zoo.create_model("simco_r18_025", pretrained=True)
+    folder = Path(simco_zoo.__file__).parent / "weights" / "simco_r18_025.cifar100"
+    words = {
+        "--model NAME.TAG": ["--model", "simco_r18_025.cifar100"],
+        "--model local-dir:": ["--model", f"local-dir:{folder}"],
+        "--weights": ["--model", "simco_r18_025", "--weights", str(folder)],
+        "--pretrained": ["--model", "simco_r18_025", "--pretrained"],
+        "none": ["--model", "simco_r18_025"],
+    }[way]
+    model = build_model(build_parser().parse_args([*words, "--dataset", "photos"]), 32, 64)
+    assert model.loaded_from == ("" if way == "none" else "simco_r18_025.cifar100")
+    assert torch.equal(model.backbone.conv1.weight, shipped.backbone.conv1.weight) == (way != "none")
 
 
 def test_a_finished_run_says_so_and_prints_its_json(run):
