@@ -14,6 +14,7 @@ import torch
 # no test may reach for the Hub by accident; those that test the Hub start a server and a process of their own
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["SIMCO_ZOO_CACHE"] = ""  # nothing is left in the home directory
 
 CIFAR100 = Path(__file__).parents[2] / "shared" / "data" / "cifar100"
 

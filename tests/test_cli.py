@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +155,27 @@ def parser_of(name: str):
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         main([name])
     return parsers[0]
+
+
+class Parsed(Exception):
+    """Ends a command where its flags have been read."""
+
+
+@pytest.mark.parametrize("file", ["README.md", "recipes/README.md"])
+def test_the_commands_that_are_shown_can_be_read(file, monkeypatch):
+    plain = argparse.ArgumentParser.parse_args
+
+    def parse(*args, **kwargs):
+        plain(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    if file.endswith(".ipynb"):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("simco-zoo ")]
+    assert len(commands) >= 5
+    for name, *arguments in commands:
+        with pytest.raises(Parsed):
+            importlib.import_module(f"simco_zoo.cli.{name}").main(arguments)

@@ -9,6 +9,7 @@ accuracies in percent.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -36,6 +37,8 @@ from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation import Features
 from simco_zoo.evaluation.metrics import accuracy
 from simco_zoo.files import atomic_write, check_disk_space
+from simco_zoo.hub import resolve
+from simco_zoo.hub.config import section
 from simco_zoo.models import ContrastiveModel
 
 SHOWN = 5  # classes per image
@@ -71,6 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     if truth is not None and (truth >= 0).any():
         measured = accuracy(found.features[truth >= 0], truth[truth >= 0])
         note(f"top-1 accuracy on {int((truth >= 0).sum())} labeled images: {measured['top1']:.2f} %")
+        if may_be_learned(args, images):
+            note(
+                "warning: the model learned from images of this name, and some of these may be among them: the "
+                "accuracy says little about new images (the summary.json of finetune has that of held-out ones)"
+            )
         result.update({key: round(value, 3) for key, value in measured.items()})
     print(json.dumps(result))
     return 0
@@ -82,6 +90,16 @@ def class_names(model: ContrastiveModel, name: str) -> list[str]:
         raise ValueError(f"{name} has no classifier; make one with simco-zoo finetune --model {name} --dataset FOLDER.")
     names = model.pretrained_cfg.get("label_names") or []
     return list(names) if len(names) == model.num_classes else [str(i) for i in range(model.num_classes)]
+
+
+def may_be_learned(args: argparse.Namespace, images: ImageData) -> bool:
+    """Whether the model says that it was trained on a data set of this name, and the split is not its test split."""
+    if args.weights == "none":
+        return False
+    data = section(resolve(args.model, weights=args.weights).config).get("data", {})
+    name = Path(images.source).name if Path(images.source).exists() else images.source
+    splits = set(images.splits or [args.split])
+    return data.get("name") == name and not splits <= {"test", "validation", "val"}
 
 
 def true_classes(images: ImageData, found: Features, names: list[str]) -> Tensor | None:

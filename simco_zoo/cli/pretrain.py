@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_images(data)
     add_splits(data, test_help="split for the kNN accuracy, or none to go without")
     data.add_argument("--image-size", type=int, metavar="PX", help="side in pixels; default: the images' own")
+    text = "shorter side in pixels at which photographs are kept; views are cut from all of them; default: --image-size"
+    data.add_argument("--keep-size", type=int, metavar="PX", help=text)
     data.add_argument("--streaming", action="store_true", help="read the data set as it comes (needs --image-size)")
     text = "images per epoch; default: as many as the stream says that it has"
     data.add_argument("--epoch-images", type=int, metavar="IMAGES", help=text)
@@ -115,14 +117,15 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> Contr
 
 def load(args: argparse.Namespace) -> tuple[ImageData | StreamedImages, ImageData | None]:
     """Returns the images to train on and, if they have labels, those for the kNN accuracy."""
+    whole = True if args.keep_size is None else args.keep_size
     if not args.streaming:
         splits = {"train_split": args.train_split, "test_split": args.test_split, "val_fraction": args.val_fraction}
-        return load_splits(args.dataset, image_size=args.image_size, **splits, **columns(args))
+        return load_splits(args.dataset, image_size=args.image_size, whole=whole, **splits, **columns(args))
     if args.image_size is None:
         raise ValueError("a stream's images are not looked at beforehand; say what size they get with --image-size.")
     options = {name: getattr(args, name) for name in ("image_column", "dataset_config", "revision")}
-    length = args.epoch_images
-    return stream_images(args.dataset, args.train_split, image_size=args.image_size, length=length, **options), None
+    options |= {"image_size": args.image_size, "length": args.epoch_images, "whole": whole}
+    return stream_images(args.dataset, args.train_split, **options), None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {model.method_config()}")
     print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {len(images.skipped)} skipped")
+    if isinstance(images, ImageData) and images.whole is not None:
+        print(f"random crops come from the whole images, whose shorter side is {images.whole.side} px")
     print(f"{min(steps, config.max_steps or steps)} steps of {per_step} images, peak lr {config.peak_lr:g}")
     if world_size() > 1:
         print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")

@@ -100,6 +100,7 @@ def list_neighbors(features: Features, args: argparse.Namespace) -> dict[str, An
         queries.features[: len(shown)],
         rows=range(len(shown)),
         neighbors=args.k,
+        similarities=True,
     )
     note(f"picture: {path}")
     return {"queries": found, "picture": str(path.absolute())}
@@ -109,9 +110,8 @@ def list_duplicates(features: Features, args: argparse.Namespace) -> dict[str, A
     """Prints and draws groups of near-duplicates; returns them."""
     groups = find_duplicates(features.features, args.threshold)
     assert features.names is not None
-    note(
-        f"{len(groups)} groups of near-duplicates in {len(features)} images (similarity of at least {args.threshold:g})"
-    )
+    found_groups = f"{len(groups)} group{'s' * (len(groups) != 1)} of near-duplicates in {len(features)} images"
+    note(f"{found_groups} (similarity of at least {args.threshold:g})")
     found = []
     for group in groups:
         names = [features.names[row] for row in group.rows]
@@ -173,4 +173,4 @@ def load_found(features: Features, rows: list[int], args: argparse.Namespace) ->
         note(f"no picture: {source} does not hold {missing[0]} any more")
         return None
     subset = images.subset(torch.tensor([known[features.names[row]] for row in rows]))
-    return ImageData(subset.first(len(rows)), subset.labels, subset.names, subset.class_names, image_size=TILE)
+    return ImageData(subset.sample(len(rows)), subset.labels, subset.names, subset.class_names, image_size=TILE)

@@ -67,6 +67,7 @@ def load_images(
     revision: str | None = None,
     val_fraction: float | None = None,
     seed: int = 0,
+    whole: bool | int = False,
 ) -> ImageData:
     """Loads images and, if there are any, labels.
 
@@ -101,6 +102,8 @@ def load_images(
         revision: Branch, tag or commit of a Hub data set.
         val_fraction: Share of each class that is held out as the split "test" of a source that has no test split.
         seed: Seed of the hold-out.
+        whole: Also keep the images uncropped, for random crops: with their shorter side at that many pixels, or at
+            ``image_size`` if it is True.
 
     Returns:
         The images. Class numbers are the same for every split of a source.
@@ -117,7 +120,7 @@ def load_images(
     """
     if isinstance(source, ImageData):
         return source
-    spec = ImageSpec(image_size, crop_pct, interpolation, crop_mode, mean, limit, in_memory, val_fraction, seed)
+    spec = ImageSpec(image_size, crop_pct, interpolation, crop_mode, mean, limit, in_memory, val_fraction, seed, whole)
     opened = open_source(source, Options(image_column, label_column, dataset_config, revision))
     data = load_split(opened, split, spec)
     log_notes(data.notes)
@@ -148,7 +151,8 @@ def load_splits(
         require_labels: Whether both parts need labels; images without one are then left out.
         val_fraction: Share of each class that is held out where there is no test split.
         seed: Seed of the hold-out.
-        **load: Further arguments of ``load_images``.
+        **load: Further arguments of ``load_images``; ``whole`` concerns the first part alone. ``default_size`` is the
+            side of images that are not all square and alike, if no ``image_size`` is given.
 
     Returns:
         Both parts; the second is None if there are no labels to measure accuracy with, or none was wanted.
@@ -171,7 +175,10 @@ def load_splits(
         if test_source is None and wants_test and source.labels is not None:
             kept, held_out = holdout(source.labels, len(source), val_fraction, seed)
             train, test = source.subset(kept), replace(source.subset(held_out), split="test")
-            test.notes[:] = [*test.notes, _describe_holdout(train, test)]
+            # what was said when they were loaded is not said again
+            train, test = replace(train, notes=[]), replace(test, notes=[_describe_holdout(train, test)])
+        else:
+            train = replace(train, notes=[])
     else:
         opened = open_source(source, options)
         train, test = _load_parts(opened, train_split, test_split if test_source is None else None, spec, val_fraction)
@@ -182,7 +189,8 @@ def load_splits(
         train = train.labeled()
         if test is None:
             raise ValueError(
-                f"{train.source} has no labels to measure accuracy with; name their column, or use folders."
+                f"{train.source} has no labels to measure accuracy with; give each class a folder of its own "
+                "(cat/1.jpg, dog/2.jpg), or name the column of labels with label_column (--label-column)."
             )
         test = test.labeled()
     if test is not None:
@@ -205,13 +213,13 @@ def _load_parts(
             opened.notes.append(f"{opened.name}: the labels of {own} are hidden, so {validation} is measured on.")
             own = validation
     if own is not None:
-        return load_split(opened, train_split, spec), load_split(opened, own, spec)
+        return load_split(opened, train_split, spec), load_split(opened, own, replace(spec, whole=False))
     if test_split != "test" and opened.divided:
         opened.rows(test_split)  # raises the error that names the splits
     if train_rows.labels is None:
         return load_split(opened, train_split, spec), None
     part = replace(spec, val_fraction=val_fraction)
-    train, test = (load_split(opened, split, part) for split in ("train", "test"))
+    train, test = load_split(opened, "train", part), load_split(opened, "test", replace(part, whole=False))
     test.notes.append(_describe_holdout(train, test))
     return train, test
 
@@ -226,9 +234,10 @@ def _describe_holdout(train: ImageData, test: ImageData) -> str:
 def _load_test(source: ImageSource, split: str, options: Options, spec: ImageSpec) -> ImageData:
     """Loads a source of test images: its test split, or all of it."""
     if isinstance(source, ImageData):
-        return source
+        return replace(source, notes=[])
     opened = open_source(source, options)
-    return load_split(opened, split if opened.find_split(split) is not None or opened.divided else "all", spec)
+    part = replace(spec, whole=False)
+    return load_split(opened, split if opened.find_split(split) is not None or opened.divided else "all", part)
 
 
 def _share_classes(train: ImageData, test: ImageData) -> tuple[ImageData, ImageData]:

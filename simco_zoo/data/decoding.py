@@ -5,16 +5,23 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import ExifTags, Image
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
+from torchvision.transforms import functional as TF
 
-from simco_zoo.data.transforms import EvalTransform
+from simco_zoo.data.transforms import EvalTransform, to_rgb
+
+Made = TypeVar("Made")
 
 MAX_DECODED_BYTES = 2**30  # of one image and the copies that its conversion makes
+MAX_RATIO = 4  # long to short side of an image that is kept whole
 MAX_RESIZED_PIXELS = 2**26  # of an image whose short side was resized: long, thin ones grow without bound
 _LARGE = 2**26  # bytes; of larger images one at a time is decoded
 _one_large_image = threading.BoundedSemaphore(1)
@@ -82,9 +89,14 @@ class ImageReader:
 
     A large JPEG is decoded at a half, a quarter or an eighth of its size where the result stays at least twice as large
     as what it is resized to.
+
+    Attributes:
+        transform: What crops and resizes.
+        whole_side: Shorter side in pixels of what ``whole`` returns.
     """
 
     transform: EvalTransform
+    whole_side: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,7 +104,26 @@ class ImageReader:
         return self.transform.input_size[1:]
 
     def __call__(self, image: Image.Image) -> Tensor:
+        return self._decode(image, self.transform.to_uint8)
+
+    def whole(self, image: Image.Image) -> Tensor:
+        """Returns the image resized and not cropped, uint8 (3, h, w); a panorama is cropped to 4 : 1."""
+        return self._decode(image, self._whole)
+
+    def both(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Returns the image brought to size, and resized and not cropped."""
+        return self._decode(image, lambda rgb: (self.transform.to_uint8(rgb), self._whole(rgb)))
+
+    def _whole(self, image: Image.Image) -> Tensor:
+        assert self.whole_side is not None
+        resized = TF.resize(to_rgb(image), self.whole_side, str_to_interp_mode(self.transform.interpolation))
+        longest = MAX_RATIO * self.whole_side
+        return TF.pil_to_tensor(TF.center_crop(resized, [min(resized.height, longest), min(resized.width, longest)]))
+
+    def _decode(self, image: Image.Image, make: Callable[[Image.Image], Made]) -> Made:
         short, ratio = self._resized(image)
+        if self.whole_side is not None:
+            short, ratio = max(short, self.whole_side), max(image.size) / max(min(image.size), 1)
         if image.format in ("JPEG", "MPO"):
             scale = 2 * short / min(image.size)
             if scale < 1:
@@ -100,10 +131,8 @@ class ImageReader:
         cost = image.width * image.height * _bytes_per_pixel(image.mode)
         if cost > MAX_DECODED_BYTES or short * short * ratio > MAX_RESIZED_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px of mode {image.mode} would take too much memory")
-        if cost <= _LARGE:
-            return self.transform.to_uint8(image)
-        with _one_large_image:
-            return self.transform.to_uint8(image)
+        with nullcontext() if cost <= _LARGE else _one_large_image:
+            return make(to_rgb(image))
 
     def _resized(self, image: Image.Image) -> tuple[float, float]:
         """Returns the short side after the resize, and how many times longer the long side is."""
@@ -121,8 +150,8 @@ def _bytes_per_pixel(mode: str) -> int:
     return 16 if mode in ("RGBA", "LA", "PA", "P", "RGBa", "La") else 8
 
 
-def read_image(reader: ImageReader, image: Any) -> Tensor | str:
-    """Returns the image brought to size, or the reason why it cannot be read."""
+def read_image(reader: Callable[[Image.Image], Made], image: Any) -> Made | str:
+    """Returns what a reader makes of an image, or the reason why it cannot be read."""
     try:
         return reader(image() if callable(image) else image)
     # Pillow's plugins raise nearly anything on damaged files, and one such file must not end a run

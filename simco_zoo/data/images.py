@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from simco_zoo.data.rectangles import Rectangles, WholeImages
 from simco_zoo.data.rows import Subset
 
 _log = logging.getLogger("simco_zoo.data")
@@ -32,11 +33,12 @@ class ImageData:
         reader: Reads the image of a row, or says why it cannot be read; for images that are not in memory.
         splits: The split of each image where ``split`` is "all" and the source has several.
         notes: What was left out or decided when they were loaded, one sentence each.
+        whole: The same images before they are cropped, if they were asked for and are not square.
 
     Example:
         >>> from simco_zoo.data import from_tensor
         >>> images = from_tensor(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-        >>> images.subset([1, 3]).labels.tolist(), images.first(2).shape
+        >>> images.subset([1, 3]).labels.tolist(), images.sample(2).shape
         ([1, 1], torch.Size([2, 3, 8, 8]))
     """
 
@@ -51,6 +53,7 @@ class ImageData:
     reader: Callable[[int], Tensor | str] | None = None
     splits: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    whole: WholeImages | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,8 +73,27 @@ class ImageData:
                 yield self.images[indices]
             return
         assert self.reader is not None
+        for images in self._decode(self.reader, index_batches, num_workers):
+            yield torch.stack(images)
+
+    def whole_batches(self, index_batches: Iterable[Tensor], num_workers: int = 0) -> Iterator[Rectangles]:
+        """Yields batches of the images before they are cropped, as ``batches`` does.
+
+        Raises:
+            ValueError: If they were not asked for when the images were loaded, or are square.
+        """
+        if self.whole is None:
+            raise ValueError(f"the images of {self.source} were loaded cropped; pass whole=True, or they are square.")
+        workers = 0 if self.whole.in_memory else num_workers
+        for images in self._decode(self.whole.reader, index_batches, workers):
+            yield Rectangles.from_images(images)
+
+    def _decode(
+        self, reader: Callable[[int], Tensor | str], index_batches: Iterable[Tensor], num_workers: int
+    ) -> Iterator[list[Tensor]]:
+        """Yields the images that a reader returns; those that cannot be read are replaced and named."""
         sampler = [batch.tolist() for batch in index_batches]
-        decoded = _Decoded(self.reader, self.names)
+        decoded = _Decoded(reader, self.names)
         for batch, failures in DataLoader(decoded, batch_sampler=sampler, num_workers=num_workers, collate_fn=_collate):
             known = {name for name, _ in self.skipped} if failures else set()
             for name, reason in dict(failures).items():
@@ -80,9 +102,10 @@ class ImageData:
                     _log.warning("%s: %s is left out (%s).", self.source, name, reason)
             yield batch
 
-    def first(self, count: int) -> Tensor:
-        """Returns the first images, uint8 (count, 3, S, S)."""
-        return next(iter(self.batches([torch.arange(min(count, len(self)))])))
+    def sample(self, count: int) -> Tensor:
+        """Returns ``count`` images, uint8 (count, 3, S, S), evenly spaced: a folder lists them class by class."""
+        rows = torch.arange(min(count, len(self))) * len(self) // min(count, len(self))
+        return next(iter(self.batches([rows])))
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageData:
         """Returns some of the images, in the order given."""
@@ -95,6 +118,7 @@ class ImageData:
             names=[self.names[i] for i in rows.tolist()],
             reader=None if reader is None else Subset(reader, rows.tolist()),
             splits=None if self.splits is None else [self.splits[i] for i in rows.tolist()],
+            whole=None if self.whole is None else self.whole.subset(rows.tolist()),
         )
 
     def labeled(self) -> ImageData:
@@ -105,7 +129,8 @@ class ImageData:
         """
         if self.labels is None:
             raise ValueError(
-                f"the images of {self.source} ({self.split}) have no labels; name their column, or use folders."
+                f"the images of {self.source} ({self.split}) have no labels; give each class a folder of its own "
+                "(cat/1.jpg, dog/2.jpg), or name the column of labels with label_column (--label-column)."
             )
         known = self.labels >= 0
         return self if known.all() else self.subset(torch.nonzero(known).squeeze(1))
@@ -131,5 +156,5 @@ class _Decoded(Dataset):
         raise ValueError(f"{len(failures)} images in a row cannot be read, from {': '.join(failures[0])}.")
 
 
-def _collate(items: list[tuple[Tensor, list[tuple[str, str]]]]) -> tuple[Tensor, list[tuple[str, str]]]:
-    return torch.stack([image for image, _ in items]), [failure for _, failures in items for failure in failures]
+def _collate(items: list[tuple[Tensor, list[tuple[str, str]]]]) -> tuple[list[Tensor], list[tuple[str, str]]]:
+    return [image for image, _ in items], [failure for _, failures in items for failure in failures]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from simco_zoo.data.decoding import ImageReader, describe_error, image_size, read_image
+from simco_zoo.data.decoding import ImageReader, read_image
+from simco_zoo.data.headers import Header, read_headers
 from simco_zoo.data.images import ImageData
 from simco_zoo.data.presets import IMAGENET_MEAN, IMAGENET_STD
+from simco_zoo.data.rectangles import InMemory, WholeImages
 from simco_zoo.data.rows import Rows, Source, Subset
 from simco_zoo.data.subsets import shorten
 from simco_zoo.data.transforms import EvalTransform
@@ -37,11 +39,16 @@ class ImageSpec:
     in_memory: bool | None = None
     val_fraction: float | None = None
     seed: int = 0
+    whole: bool | int = False
+    default_size: int | None = None
 
     def reader(self, size: int) -> ImageReader:
         mean = self.mean or IMAGENET_MEAN
         geometry = (self.crop_pct, self.crop_mode, self.interpolation)
-        return ImageReader(EvalTransform((3, size, size), mean, IMAGENET_STD, *geometry))
+        if self.whole is not True and self.whole < 0:
+            raise ValueError(f"whole is {self.whole}, but the shorter side of an image has at least 1 pixel.")
+        side = size if self.whole is True else int(self.whole) or None
+        return ImageReader(EvalTransform((3, size, size), mean, IMAGENET_STD, *geometry), side)
 
 
 @dataclass
@@ -53,6 +60,21 @@ class _RowReader:
 
     def __call__(self, index: int) -> Tensor | str:
         return read_image(self.fit, lambda: self.open_image(index))
+
+    def both(self, index: int) -> tuple[Tensor, Tensor | None] | str:
+        """Reads it at once brought to size and, if that is wanted, whole."""
+        if self.fit.whole_side is None:
+            image = self(index)
+            return image if isinstance(image, str) else (image, None)
+        return read_image(self.fit.both, lambda: self.open_image(index))
+
+
+@dataclass
+class _WholeReader(_RowReader):
+    """Opens row i of a source and resizes it."""
+
+    def __call__(self, index: int) -> Tensor | str:
+        return read_image(self.fit.whole, lambda: self.open_image(index))
 
 
 def log_notes(notes: list[str]) -> None:
@@ -76,18 +98,23 @@ def load_split(opened: Source, split: str, spec: ImageSpec) -> ImageData:
         raise ValueError(f"{opened.name} has no images in its split {split!r}.")
     skipped = list(rows.skipped)
     images = rows.images
-    reader = None
+    reader = whole = None
     if images is not None and (spec.image_size or images.shape[2]) == images.shape[2] == images.shape[3]:
         size = images.shape[3]
     else:
-        size = spec.image_size or _common_size(opened.name, rows)
+        size = spec.image_size or _common_size(opened, rows, spec.default_size)
         read = _RowReader(rows.open_image, spec.reader(size))
-        fits_memory = len(rows) * 3 * size * size <= IN_MEMORY_BYTES
-        if fits_memory if spec.in_memory is None else spec.in_memory:
-            images, kept, failed = _read_all(rows, read)
+        side = read.fit.whole_side
+        pixels = size**2 + (4 * side**2 // 3 if side else 0)
+        if 3 * len(rows) * pixels <= IN_MEMORY_BYTES if spec.in_memory is None else spec.in_memory:
+            images, kept, failed, rectangles = _read_all(rows, read)
+            if side is not None and any(image.shape[1:] != (size, size) for image in rectangles):
+                whole = WholeImages(side, InMemory(rectangles), in_memory=True)
         else:
-            images, (kept, failed) = None, _look_at_headers(rows)
+            images, (kept, failed, square) = None, _look_at_headers(rows)
             reader = Subset(read, kept)
+            if side is not None and (side != size or not square):
+                whole = WholeImages(side, Subset(_WholeReader(rows.open_image, read.fit), kept))
         if not kept:
             reason = ": ".join(failed[0])
             raise ValueError(f"none of the {len(rows)} images in {opened.name} can be read, e.g. {reason}.")
@@ -105,6 +132,7 @@ def load_split(opened: Source, split: str, spec: ImageSpec) -> ImageData:
         reader,
         rows.splits,
         opened.notes + _describe_left_out(opened, split, rows, skipped),
+        whole,
     )
 
 
@@ -127,52 +155,53 @@ def _progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     return tqdm(items, total=total, desc=what, unit="image", delay=2, leave=False, disable=None if is_main() else True)
 
 
-def _read_all(rows: Rows, read: _RowReader) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
-    """Decodes every image once; returns those that can be read, their rows, and (name, reason) of the others."""
+def _read_all(rows: Rows, read: _RowReader) -> tuple[Tensor, list[int], list[tuple[str, str]], list[Tensor]]:
+    """Decodes every image once.
+
+    Returns:
+        Those that can be read, their rows, (name, reason) of the others, and the uncropped images if they are wanted.
+    """
     kept: list[int] = []
     failed: list[tuple[str, str]] = []
     images = torch.empty(len(rows), 3, *read.fit.size, dtype=torch.uint8)
+    rectangles: list[Tensor] = []
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-        for index, result in enumerate(_progress(pool.map(read, range(len(rows))), len(rows), "reading images")):
+        for index, result in enumerate(_progress(pool.map(read.both, range(len(rows))), len(rows), "reading images")):
             if isinstance(result, str):
                 failed.append((rows.names[index], result))
             else:
-                images[len(kept)] = result
+                images[len(kept)], rectangle = result
                 kept.append(index)
-    return images[: len(kept)], kept, failed
+                rectangles += [] if rectangle is None else [rectangle]
+    return images[: len(kept)], kept, failed, rectangles
 
 
-def _header(rows: Rows, index: int) -> tuple[int, int] | str:
-    """Returns width and height of an image, or the reason why it cannot be read; nothing is decoded."""
-    try:
-        return image_size(rows.open_image(index))
-    except Exception as error:  # as in read_image
-        return describe_error(error)
+def _headers(rows: Rows) -> list[Header]:
+    return read_headers(rows, lambda headers: _progress(headers, len(rows), "looking at images"))
 
 
-def _headers(rows: Rows) -> Iterable[tuple[int, int] | str]:
-    with ThreadPoolExecutor() as pool:
-        yield from _progress(pool.map(lambda i: _header(rows, i), range(len(rows))), len(rows), "looking at images")
-
-
-def _look_at_headers(rows: Rows) -> tuple[list[int], list[tuple[str, str]]]:
-    """Returns the rows whose header can be read, and (name, reason) of the others."""
-    headers = list(_headers(rows))
+def _look_at_headers(rows: Rows) -> tuple[list[int], list[tuple[str, str]], bool]:
+    """Returns the rows whose header can be read, (name, reason) of the others, and whether all are square."""
+    headers = _headers(rows)
     failed = [(rows.names[i], header) for i, header in enumerate(headers) if isinstance(header, str)]
-    return [i for i, header in enumerate(headers) if not isinstance(header, str)], failed
+    kept = [i for i, header in enumerate(headers) if not isinstance(header, str)]
+    return kept, failed, all(headers[i][0] == headers[i][1] for i in kept)
 
 
-def _common_size(name: str, rows: Rows) -> int:
-    """Returns the side of the images if all are square and alike."""
+def _common_size(opened: Source, rows: Rows, default: int | None) -> int:
+    """Returns the side of the images if all are square and alike, or the default, and says so."""
     sizes: set[tuple[int, int]] = set()
     for header in _headers(rows):
         if isinstance(header, str):
             continue  # listed as skipped when the images are read
         sizes.add(header)
         if len(sizes) > 1 or header[0] != header[1]:
+            if default is not None:
+                opened.notes.append(f"{opened.name}: the images are of several sizes; they are seen at {default} px.")
+                return default
             shapes = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
             raise ValueError(
-                f"the images of {name} are not all square and alike ({shapes}...); "
+                f"the images of {opened.name} are not all square and alike ({shapes}...); "
                 "pass image_size (on the command line --image-size), to which they are resized and cropped."
             )
     return sizes.pop()[0] if sizes else 32

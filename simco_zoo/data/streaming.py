@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from simco_zoo.data.decoding import ImageReader, open_image, read_image
 from simco_zoo.data.presets import IMAGENET_MEAN, IMAGENET_STD
+from simco_zoo.data.rectangles import Rectangles
 from simco_zoo.data.rows import Rows, Source
 from simco_zoo.data.tables import pick_image_column
 from simco_zoo.data.transforms import EvalTransform
@@ -58,14 +59,16 @@ class StreamedImages:
         """Side of the images in pixels."""
         return self.reader.size[0]
 
-    def first(self, count: int) -> Tensor:
+    def sample(self, count: int) -> Tensor:
         """Returns the first images, uint8 (count, 3, S, S), in the order in which they are stored."""
         return next(iter(DataLoader(_Decoded(self.stream, self.image_column, self.reader), batch_size=count)))
 
     def epoch(
         self, epoch: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor | Rectangles]:
         """Yields uint8 batches (batch_size, 3, S, S) of this process's share, shuffled anew for each epoch.
+
+        If the whole images were asked for, the batches are ``Rectangles`` of the uncropped images.
 
         Shards are shared out among the processes and then among their workers; of a set with too few shards each
         process takes every n-th image. A share that ends early begins again, so that no process waits for ever.
@@ -76,9 +79,12 @@ class StreamedImages:
         shuffle_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         stream = self.stream.shuffle(seed=shuffle_seed, buffer_size=self.buffer)
         stream = split_dataset_by_node(stream, rank, world_size)
-        decoded = _Decoded(stream, self.image_column, self.reader, endless=True)
+        whole = self.reader.whole_side is not None
+        read = self.reader.whole if whole else self.reader
+        decoded = _Decoded(stream, self.image_column, read, endless=True)
         workers = min(num_workers, stream.num_shards)
-        yield from DataLoader(decoded, batch_size=batch_size, num_workers=workers, drop_last=True)
+        collate = Rectangles.from_images if whole else None
+        yield from DataLoader(decoded, batch_size=batch_size, num_workers=workers, drop_last=True, collate_fn=collate)
 
 
 def stream_images(
@@ -93,6 +99,7 @@ def stream_images(
     buffer: int = 1000,
     dataset_config: str | None = None,
     revision: str | None = None,
+    whole: bool | int = False,
 ) -> StreamedImages:
     """Opens a data set of the Hub, or a folder in its layout, without downloading or decoding it.
 
@@ -107,6 +114,8 @@ def stream_images(
         buffer: Images among which the next one is drawn.
         dataset_config: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
+        whole: Let ``epoch`` yield the images uncropped, for random crops: with their shorter side at that many pixels,
+            or at ``image_size`` if it is True.
 
     Returns:
         The images; those that cannot be read are left out as they come.
@@ -143,13 +152,14 @@ def stream_images(
     transform = EvalTransform(
         (3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD, crop_pct, "center", interpolation
     )
-    return StreamedImages(stream, column, length, ImageReader(transform), source, split, buffer)
+    reader = ImageReader(transform, image_size if whole is True else int(whole) or None)
+    return StreamedImages(stream, column, length, reader, source, split, buffer)
 
 
 class _Decoded(IterableDataset):
     """The stream as torch's DataLoader wants it; datasets shares the shards out among its workers."""
 
-    def __init__(self, stream: Any, column: str, reader: ImageReader, endless: bool = False) -> None:
+    def __init__(self, stream: Any, column: str, reader: Callable[[Any], Tensor], endless: bool = False) -> None:
         self.stream, self.column, self.reader, self.endless = stream, column, reader, endless
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -29,15 +29,17 @@ def make_upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turns a PIL image of any mode upright and converts it to RGB.
 
-    16-bit and floating images are scaled to 8 bits by their type's range (floating: [0, 1], or [0, 255] if larger
-    values occur), where PIL's own conversion cuts off; transparency is laid on white.
+    16-bit and floating images are scaled to 8 bits, where PIL's own conversion cuts off: those with values of at most
+    4095, as scanners and microscopes write them, from 12 bits, other 16-bit images from 16, floating ones from [0, 1],
+    or from [0, 255] if larger values occur. Transparency is laid on white.
     """
     image = make_upright(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         wide = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        largest = 4095 if wide.max(initial=0) <= 4095 else 65535
+        image = Image.fromarray(((255 * wide + largest // 2) // largest).astype(np.uint8))
     elif image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255.0, neginf=0.0)
         values *= 255 if values.max(initial=0) <= 1 else 1

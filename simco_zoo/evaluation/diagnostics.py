@@ -109,7 +109,7 @@ def diagnose(
 
     Args:
         model: A ``ContrastiveModel``.
-        images: The first ``limit`` of them are looked at.
+        images: ``limit`` of them, evenly spaced, are looked at; the first ones of a stream.
         views: Preset of the views, or its name.
         limit: Number of images; the negatives of each are the others.
         seed: Seed of the views.
@@ -129,7 +129,7 @@ def diagnose(
         True
     """
     parameter = next(model.parameters())
-    batch = images.first(min(limit, len(images))).to(parameter.device)
+    batch = images.sample(limit).to(parameter.device)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         view1, view2 = TwoViews(views, size=images.image_size, dtype=parameter.dtype)(batch, generator=generator)

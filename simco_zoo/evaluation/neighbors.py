@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simco_zoo.data.labels import LARGEST_CLASS_NUMBER
 from simco_zoo.evaluation.metrics import accuracy
 
 _SIMILARITIES = 2**26  # of one chunk: 256 MiB in fp32
@@ -234,6 +235,10 @@ def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor
             raise ValueError(f"{name}_feats holds values that are not finite; the model has diverged, or overflowed.")
         if labels.is_floating_point() or labels.min() < 0:
             raise ValueError(f"{name}_labels has to hold class numbers, integers from 0.")
+        if labels.max() > LARGEST_CLASS_NUMBER:
+            raise ValueError(
+                f"{name}_labels goes up to {int(labels.max())}, which is no class number; number the classes from 0."
+            )
     if train_feats.shape[1] != test_feats.shape[1]:
         raise ValueError(
             f"train_feats has {train_feats.shape[1]} columns and test_feats {test_feats.shape[1]}; "

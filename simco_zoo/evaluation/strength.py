@@ -28,7 +28,7 @@ def project_views(
 
     Args:
         model: A ``ContrastiveModel``.
-        images: The first ``limit`` of them are used.
+        images: ``limit`` of them, evenly spaced, are used.
         views: Name of the views' preset.
         limit: Number of images, at most.
         batch_size: Images per forward.
@@ -42,7 +42,7 @@ def project_views(
     generator = torch.Generator().manual_seed(seed)
     found: tuple[list[Tensor], list[Tensor]] = [], []
     with evaluating(model):
-        for batch in images.first(min(limit, len(images))).split(batch_size):
+        for batch in images.sample(limit).split(batch_size):
             for rows, view in zip(found, make_views(batch.to(parameter.device), generator=generator), strict=True):
                 rows.append(model.project(view).float().cpu())
     return torch.cat(found[0]), torch.cat(found[1])

@@ -69,6 +69,7 @@ def draw_neighbors(
     neighbors: int = 5,
     blocks: int = 1,
     title: str = "",
+    similarities: bool = False,
 ) -> Tensor:
     """Draws some queries, each with its nearest images by cosine similarity.
 
@@ -85,6 +86,7 @@ def draw_neighbors(
         neighbors: Number of neighbors of each image, at most N.
         blocks: Blocks side by side, into which the queries are parted.
         title: Above everything.
+        similarities: Write each neighbor's name and similarity above it, and the query's name above that.
 
     Returns:
         Row numbers of the neighbors in ``bank``, (len(rows), neighbors), nearest first.
@@ -99,7 +101,7 @@ def draw_neighbors(
     shown = _pixels(queries, rows, _CELL)
     found = _pixels(bank, nearest.flatten().tolist(), _CELL).unflatten(0, nearest.shape)
 
-    labeled = queries.labels is not None
+    labeled = queries.labels is not None or similarities
     lines, width = -(-len(rows) // blocks), nearest.shape[1] + 1
     pitch, above = (1.3, 0.3) if labeled else (1.03, 0.05)
     top = above + (0.35 if title else 0)
@@ -110,14 +112,23 @@ def draw_neighbors(
         block, line = divmod(place, lines)
         left, y, name = block * (width + 1), top + line * pitch, _class_of(queries, query)
         _tile(axes, shown[place], left, y, "black", 2.5)
-        if name is not None:
-            axes.text(left + 0.04, y - 0.03, plain_text(name, 44), fontsize=11, va="bottom")
+        if similarities or name is not None:
+            caption = _file_name(queries.names[query]) if similarities else plain_text(str(name), 44)
+            axes.text(left + 0.04, y - 0.03, caption, fontsize=8 if similarities else 11, va="bottom")
         for column, row in enumerate(nearest[place].tolist()):
             other = _class_of(bank, row)
             frame = (_PLAIN, 0.8) if name is None or other is None else (_RIGHT, 1.5) if name == other else (_WRONG, 3)
             _tile(axes, found[place, column], left + column + 1, y, *frame)
+            if similarities:
+                caption = f"{similarity[place, row]:.3f} {_file_name(bank.names[row], 12)}"
+                axes.text(left + column + 1.04, y - 0.03, caption, fontsize=8, va="bottom")
     save_figure(figure, path)
     return nearest
+
+
+def _file_name(path: str, longest: int = 18) -> str:
+    """Returns the last part of a path, short enough to stand above a picture."""
+    return plain_text(path.rpartition("/")[2], longest)
 
 
 def draw_groups(path: Path, images: ImageData, groups: Sequence[Sequence[int]], captions: Sequence[str]) -> None:

@@ -137,6 +137,8 @@ def describe_images(part: str, images: ImageData | StreamedImages | None) -> dic
         f"{part}.pixels": _hash_pixels(images),
     }
     if isinstance(images, ImageData):
+        if images.whole is not None:
+            described[f"{part}.whole_side"] = images.whole.side
         labels = [] if images.labels is None else [images.labels]
         described[f"{part}.names"] = _hash_texts(images.names)
         described[f"{part}.labels"] = hash_tensors(labels)
@@ -198,6 +200,6 @@ def _hash_pixels(images: ImageData | StreamedImages) -> str:
     """Returns a hash of some images, evenly spaced, of a stream the first."""
     with preserved_rng():  # a loader draws
         if isinstance(images, StreamedImages):
-            return hash_tensors([images.first(min(SAMPLE, len(images)))])
+            return hash_tensors([images.sample(min(SAMPLE, len(images)))])
         rows = torch.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().long()
         return hash_tensors(images.batches([rows]))

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from simco_zoo.data import ImageData, load_images, load_splits
+from simco_zoo.data.rectangles import Rectangles
 from simco_zoo.data.streaming import StreamedImages
+from simco_zoo.data.transforms import input_config
 from simco_zoo.distributed import init_distributed, pick_device, rank, world_size
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.momentum import MomentumModel
@@ -64,8 +66,9 @@ def pretrain(
     writes the files. The run's folder has to be the same for all.
 
     Args:
-        model: A ``ContrastiveModel``; it is changed in place.
-        images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only. Or
+        model: A model of the zoo; changed in place.
+        images: ``ImageData``, or anything ``simco_zoo.data.load_images`` takes; labels serve the kNN accuracy only.
+            Images of several sizes are brought to the model's own side, and random crops come from all of each. Or
             ``StreamedImages``, which have no labels; a resumed run reads its epoch's stream again up to its place.
         test_images: Images that the kNN accuracy is measured on; ``images`` are its bank. Both need labels.
         output: The run's folder; default ``runs/NAME``.
@@ -99,7 +102,13 @@ def pretrain(
     if isinstance(images, StreamedImages):
         test_images = load_images(test_images, split="test") if test_images is not None else None
     else:
-        images, test_images = load_splits(images, test_images, test_split="test" if test_images is not None else None)
+        images, test_images = load_splits(
+            images,
+            test_images,
+            test_split="test" if test_images is not None else None,
+            default_size=input_config(model)["input_size"][-1],
+            whole=True,
+        )
     device = init_distributed(pick_device(config.device))
     check_pretraining(model, images, test_images, config, device)
 
@@ -194,15 +203,19 @@ class Pretraining(Trainer):
 
     # One step
 
-    def step(self, batch: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def step(
+        self, batch: Tensor | Rectangles, generator: torch.Generator, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Makes one step of the optimizer on uint8 images (accumulate * N, 3, H, W) and returns detached scalars.
+
+        The images may be of different sizes.
 
         The labels (accumulate * N,) are for the online linear probe alone.
         """
         probe = self.monitor.online_probe
         self.optimizer.zero_grad(set_to_none=True)
         reports = []
-        parts = batch.chunk(self.config.accumulate)
+        parts: Sequence[Tensor | Rectangles] = batch.chunk(self.config.accumulate)
         make_views = self.views.at(self.state)
         for part, images in enumerate(parts):
             views = make_views(images, generator=generator, share=(rank(), world_size()))
@@ -228,14 +241,17 @@ class Pretraining(Trainer):
             self.scaler.scale(report["loss"] / parts).backward()
         return report
 
-    def train_step(self, batch: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+    def train_step(self, batch: tuple[Tensor | Rectangles, Tensor | None]) -> dict[str, Tensor]:
         images, labels = batch
         return self.step(images, seeded_generator(self.seed, "views", self.state.step), labels)
 
     # One epoch
 
-    def batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yields this process's uint8 images of the epoch's steps first to last, on the device, and their labels."""
+    def batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor | Rectangles, Tensor | None]]:
+        """Yields this process's uint8 images of the epoch's steps first to last, on the device, and their labels.
+
+        They are the whole images if there are such, so that random crops come from all of them.
+        """
         workers = self.config.workers
         if isinstance(self.images, StreamedImages):
             share = {"rank": rank(), "world_size": world_size(), "num_workers": workers}
@@ -248,11 +264,13 @@ class Pretraining(Trainer):
         # images in memory, labels and the epoch's order are moved to the device at once: no step waits for a copy
         on_device = index_batches.to(self.device)
         labels = self.images.labels.to(self.device) if self.images.labels is not None else None
-        if self.images.images is not None:
+        batches: Iterator[Tensor | Rectangles]
+        if self.images.whole is None and self.images.images is not None:
             pool = self.images.images.to(self.device)
             batches = (pool[indices] for indices in on_device)
         else:
-            decoded = self.images.batches(index_batches.unbind(), num_workers=workers)
+            read = self.images.batches if self.images.whole is None else self.images.whole_batches
+            decoded = read(index_batches.unbind(), num_workers=workers)
             batches = (batch.to(self.device, non_blocking=True) for batch in decoded)
         for indices, batch in zip(on_device, batches, strict=True):
             yield batch, None if labels is None else labels[indices]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import simco_zoo
-from simco_zoo.data import ImageData, load_images, resolve_transform
+from simco_zoo.data import ImageData, from_tensor, load_images, resolve_transform
 from simco_zoo.data.decoding import ImageReader
 from simco_zoo.data.transforms import EvalTransform, to_rgb
 
@@ -228,6 +228,37 @@ def test_limit_of_images_in_memory():
     data = load_images("photos", limit=160)
     assert torch.bincount(data.labels).tolist() == [10] * 16
     assert torch.equal(data.images, load_images("photos").images[::25])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_whole_images_for_random_crops(in_memory, tmp_path):
+    for i, size in enumerate([(64, 32), (30, 60), (16, 16), (400, 20)]):
+        picture(i, size).save(tmp_path / f"{i}.png")
+    plain = load_images(tmp_path, image_size=16, in_memory=in_memory)
+    data = load_images(tmp_path, image_size=16, in_memory=in_memory, whole=True)
+    rows = [torch.arange(4)]
+    assert plain.whole is None and torch.equal(next(data.batches(rows)), next(plain.batches(rows)))
+    batch = next(data.whole_batches(rows))
+    assert batch.sizes.tolist() == [[16, 32], [32, 16], [16, 16], [16, 64]]  # of a panorama the middle, 4 : 1
+    images = list(batch)
+    for row, left in ((0, 8), (3, 24)):  # the crop that other uses see
+        assert torch.equal(images[row][:, :, left : left + 16], next(data.batches(rows))[row])
+    assert torch.equal(next(iter(next(data.subset([3]).whole_batches([torch.tensor([0])])))), images[3])
+    larger = load_images(tmp_path, image_size=16, in_memory=in_memory, whole=24)
+    assert next(larger.whole_batches(rows)).sizes.amin(dim=1).tolist() == [24] * 4
+    (tmp_path / "square").mkdir()
+    picture(5, (20, 20)).save(tmp_path / "square" / "5.png")
+    square = load_images(tmp_path / "square", image_size=16, in_memory=in_memory, whole=True)
+    assert square.whole is None
+    with pytest.raises(ValueError, match="were loaded cropped"):
+        next(square.whole_batches(rows))
+
+
+def test_a_sample_holds_every_class():
+    """A data set in the order of its classes: its first images are one class."""
+    data = from_tensor(torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1).expand(60, 3, 4, 4).contiguous())
+    assert data.sample(6)[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
+    assert len(data.sample(100)) == 60
 
 
 def test_subset(class_folders):

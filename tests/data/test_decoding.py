@@ -13,7 +13,7 @@ from PIL import Image
 import simco_zoo
 from simco_zoo.data import EvalTransform, load_images
 from simco_zoo.data.decoding import ImageReader, open_image, read_image
-from tests.data.pictures import classes, picture
+from tests.data.pictures import classes, picture, write
 
 
 def reader(size: int, **kwargs) -> ImageReader:
@@ -117,6 +117,29 @@ def test_no_image_is_decoded_before_it_is_needed(tmp_path, monkeypatch, in_memor
     assert len(decoded) == (6 if in_memory else 0)
     next(data.batches([torch.tensor([0, 4])]))
     assert len(decoded) == (6 if in_memory else 2)
+
+
+def test_sizes_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
+    from simco_zoo.data import headers
+
+    monkeypatch.setenv("SIMCO_ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(headers, "REMEMBERED_FROM", 2)
+    opened = []
+    read = headers._read_header
+    monkeypatch.setattr(headers, "_read_header", lambda rows, i: opened.append(i) or read(rows, i))
+    folder = write(tmp_path / "images", ["0.png", "1.png", "2.png"])
+    (folder / "2.png").write_bytes(b"no image")
+
+    def load():
+        opened.clear()
+        data = load_images(folder, image_size=4, in_memory=False)
+        return data.names, data.skipped, sorted(opened)
+
+    names, skipped, first = load()
+    assert names == ["0.png", "1.png"] and skipped[0][0] == "2.png" and first == [0, 1, 2]
+    assert load() == (names, skipped, [])
+    picture(9, (8, 6)).save(folder / "2.png")
+    assert load() == (["0.png", "1.png", "2.png"], [], [0, 1, 2])
 
 
 def test_phone_photos_are_upright(tmp_path):

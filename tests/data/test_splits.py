@@ -67,7 +67,7 @@ def test_no_test_part_wanted(tmp_path):
         assert len(train) == 6 and test is None
 
 
-def test_holdout_of_data_in_memory():
+def test_holdout_of_data_in_memory(caplog):
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     data = from_tensor(images, torch.arange(20) % 4)
     train, test = load_splits(data, val_fraction=0.25)
@@ -75,6 +75,9 @@ def test_holdout_of_data_in_memory():
     assert load_splits(images)[1] is None
     train, test = load_splits(table([0, 1] * 5), val_fraction=0.4)
     assert train.labels.bincount().tolist() == [3, 3] and test.labels.bincount().tolist() == [2, 2]
+    caplog.clear()
+    load_splits(train, test)  # nothing is said twice
+    assert not caplog.text
     with pytest.raises(ValueError, match="20 images, but 3 labels"):
         from_tensor(images, torch.arange(3))
 

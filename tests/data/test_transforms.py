@@ -138,5 +138,7 @@ def test_numbers_beyond_a_type_are_cut():
 
     values = np.array([[-5, 0, 257, 65535, 10**6]], dtype=np.int32)
     assert np.array(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
+    scan = np.array([[0, 16, 2048, 4095]], dtype=np.uint16)  # 12 bits
+    assert np.array(to_rgb(Image.fromarray(scan)))[0, :, 0].tolist() == [0, 1, 128, 255]
     floats = np.array([[np.nan, -1, 0.5, np.inf, 300]], dtype=np.float32)
     assert np.array(to_rgb(Image.fromarray(floats)))[0, :, 0].tolist() == [0, 0, 0, 255, 255]

@@ -23,6 +23,7 @@ from simco_zoo.data.augment import (
     resampling_matrix,
     to_gray,
 )
+from simco_zoo.data.rectangles import Rectangles
 
 PIL_MODE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -337,6 +338,41 @@ def test_the_accelerators_path_gives_the_same_views():
             patch.setattr(module, "on_chosen_rows", everywhere)
         found = TwoViews("imagenet", size=32)(images, generator=generator())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagenet"])
+def test_one_image_at_a_time_gives_the_same_views(name):
+    """As a CPU makes large views; only the crop differs, by PIL's rounding to 8 bits."""
+    images = photographs(24)
+    views = TwoViews(replace(PRESETS[name], solarize=0.2, mean=(0.0,) * 3, std=(1.0,) * 3), size=48)
+    expected = views(images, generator=generator())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simco_zoo.data.views._LARGE", 1)
+        found = views(images, generator=generator())
+    for ours, batched in zip(found, expected, strict=True):
+        difference = (ours - batched).abs()
+        # what lies at a half is solarized or not, and a hue of nearly gray pixels turns far
+        assert difference.mean() < 2e-3 and difference.quantile(0.995) < 4 / 255
+    assert TwoViews(size=64)(noise(2), generator=generator())[0].shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("large", [1, 1000])
+def test_views_of_images_of_different_sizes(large, monkeypatch):
+    monkeypatch.setattr("simco_zoo.data.views._LARGE", large)
+    images = [
+        noise(1, size=64, seed=i)[0, :, :height, :width] for i, (height, width) in enumerate([(32, 64), (48, 32)])
+    ]
+    batch, views = Rectangles.from_images(images), TwoViews("imagenet", size=40)
+    found = views(batch, generator=generator(3))
+    drawn = views.draw(2, *batch.sizes.unbind(dim=1), generator(3))
+    for i, image in enumerate(images):
+        alone = views.draw(2, image.shape[1], image.shape[2], generator(3))  # what is drawn depends on the place alone
+        for field in fields(ViewParameters):
+            assert torch.equal(getattr(alone, field.name)[i], getattr(drawn, field.name)[i]), field.name
+        single = views.apply(image[None], drawn[i : i + 1])
+        torch.testing.assert_close(found[0][i : i + 1], single, atol=1e-4, rtol=0)
+    halves = [views(part, generator=generator(3), share=(i, 2))[0] for i, part in enumerate(batch.chunk(2))]
+    torch.testing.assert_close(torch.cat(halves), found[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("call", "message"), [

@@ -187,6 +187,7 @@ def test_fewer_than_five_classes():
     ({"test_feats": torch.zeros(20, 3)}, "the same model"),
     ({"test_labels": None}, "test_labels None"),
     ({"train_labels": torch.full((50,), -1)}, "train_labels has to hold class numbers"),
+    ({"test_labels": torch.arange(20) * 10**9}, "test_labels goes up to 19000000000, which is no class number"),
     ({"test_labels": torch.zeros(20)}, "test_labels has to hold class numbers"),
     ({"test_feats": torch.full((20, 12), torch.nan)}, "test_feats holds values that are not finite"),
     ({"chunk_size": 0}, "chunk_size is 0"),

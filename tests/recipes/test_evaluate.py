@@ -107,7 +107,7 @@ def test_search_by_other_weights_is_refused(features, folder, tmp_path, capsys):
 def test_duplicates(features, capsys):
     result, said = run(capsys, "search", "--features", features, "--duplicates", "--threshold", 0.99999)
     assert result["groups"] == [{"names": ["test/dark/copy.png", "train/dark/3.png"], "similarity": 1.0}]
-    assert "1 groups of near-duplicates" in said and Image.open(result["picture"]).size[0] > 200
+    assert "1 group of near-duplicates" in said and Image.open(result["picture"]).size[0] > 200
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,9 @@ def test_predict(classifier, folder, tmp_path, capsys):
     right = sum(row["class"] == row["true_class"] for row in rows)
     assert result["top1"] == pytest.approx(100 * right / 31, abs=1e-3) and right > 25
     assert f"top-1 accuracy on 31 labeled images: {100 * right / 31:.2f} %" in said
+    assert "warning: the model learned from images of this name" in said
+    held_out = [model, "--images", folder, "--split", "test", "--output", tmp_path / "t.csv"]
+    assert "warning" not in run(capsys, "predict", "--model", *held_out)[1]
 
 
 def test_predict_without_labels_or_classifier(classifier, folder, tmp_path, capsys):

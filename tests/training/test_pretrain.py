@@ -10,12 +10,14 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import simco_zoo
-from simco_zoo.data import load_images
+from simco_zoo.data import load_images, stream_images
 from simco_zoo.distributed import pick_device
 from simco_zoo.evaluation import diagnose
 from simco_zoo.training import Interrupted, Pretraining, TrainingConfig, TrainingError, pretrain
@@ -58,6 +60,33 @@ def run(tmp_path_factory) -> Path:
     last = pretrain(model(), images(), test_images=images(20), output=folder, tag="toy", **SETTINGS)
     assert last == folder / "last"
     return folder
+
+
+@pytest.mark.parametrize("how", ["in memory", "on the fly", "streamed"])
+def test_random_crops_come_from_whole_photographs(how, tmp_path, monkeypatch):
+    """What lies left and right of the central square is seen, too."""
+    pixels = np.zeros((16, 48, 3), np.uint8)
+    pixels[:, :16, 0] = pixels[:, 32:, 1] = 255
+    for i in range(8):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    if how == "streamed":
+        data = stream_images(tmp_path, image_size=16, length=8, whole=True)
+    elif how == "on the fly":
+        data = load_images(tmp_path, image_size=16, in_memory=False, whole=True)
+    else:
+        data = tmp_path  # of two sizes, so that the model's own side counts
+        Image.fromarray(pixels[:, :40]).save(tmp_path / "7.png")
+    network, seen = model(), []
+    network.set_pretrained_cfg({**network.pretrained_cfg, "input_size": (3, 16, 16)})
+    contrast = network.contrast
+    monkeypatch.setattr(
+        network, "contrast", lambda *views, **options: seen.extend(views) or contrast(*views, **options)
+    )
+    still = {"jitter": 0.0, "grayscale": 0.0}
+    pretrain(network, data, output=tmp_path / "run", **{**SETTINGS, **still, "epochs": 2})
+    colors = torch.cat(seen).amax(dim=(2, 3))
+    assert len(colors) == 32 and all(view.shape[2:] == (16, 16) for view in seen)
+    assert (colors[:, 0] > 1).any() and (colors[:, 1] > 1).any()
 
 
 def test_what_a_run_leaves(run):
