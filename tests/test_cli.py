@@ -161,7 +161,7 @@ class Parsed(Exception):
     """Ends a command where its flags have been read."""
 
 
-@pytest.mark.parametrize("file", ["README.md", "recipes/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "recipes/README.md", "recipes/tour.ipynb"])
 def test_the_commands_that_are_shown_can_be_read(file, monkeypatch):
     plain = argparse.ArgumentParser.parse_args
 

@@ -193,6 +193,23 @@ def test_errors_are_one_sentence(recipe, arguments, message):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_tour_runs(tmp_path, monkeypatch):
+    """The cells of the notebook, with fewer images and a shorter training."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((RECIPES / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in code[1:]), "the notebook is kept executed"
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"]) == 3
+    scope: dict = {}
+    for cell in code:
+        exec("".join(cell["source"]), scope)
+        if cell["metadata"].get("tags") == ["parameters"]:
+            scope.update(PATCHES=96, EPOCHS=1)
+    assert {path.name for path in (tmp_path / "runs/tour").glob("*.png")} == {"neighbors.png", "map.png", "knn.png"}
+    assert scope["top1"]["shipped weights"] > scope["top1"]["raw pixels"]
+    assert simco_zoo.create_model(f"local-dir:{scope['folder']}", pretrained=True).num_features == 128
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_configs_name_real_settings(file):
     args, config = read_settings(pretrain.build_parser(), TrainingConfig, ["--config", str(file)])
