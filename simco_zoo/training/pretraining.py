@@ -102,13 +102,9 @@ def pretrain(
     if isinstance(images, StreamedImages):
         test_images = load_images(test_images, split="test") if test_images is not None else None
     else:
-        images, test_images = load_splits(
-            images,
-            test_images,
-            test_split="test" if test_images is not None else None,
-            default_size=input_config(model)["input_size"][-1],
-            whole=True,
-        )
+        load: dict[str, Any] = {"test_split": None if test_images is None else "test", "whole": True}
+        size = input_config(model)["input_size"][-1]
+        images, test_images = load_splits(images, test_images, default_size=size, **load)
     device = init_distributed(pick_device(config.device))
     check_pretraining(model, images, test_images, config, device)
 
