@@ -23,6 +23,7 @@ from simco_zoo.hub.folder import WeightsFolder, from_hub, from_path
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 REGISTRY = Path(__file__).with_name("registry.json")
+DEFAULT_TAG = "cifar100"  # the weights that a name without a tag gets, where there are several
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ class Published:
 def published() -> dict[str, Published]:
     """Returns the published models that this installation can load by name, shipped ones first.
 
+    Of several tags of an architecture the first is the one that its bare name stands for.
+
     Example:
-        >>> [entry.config["architecture"] for entry in published().values() if entry.folder][:1]
-        ['simco_r18_025']
+        >>> published()["simco_r18_025.cifar100"].config["architecture"]
+        'simco_r18_025'
     """
     return dict(_published(SHIPPED, REGISTRY)[0])
 
@@ -70,7 +73,7 @@ def _published(shipped: Path, registry: Path) -> tuple[dict[str, Published], dic
     """Reads what is there. It raises nothing: a damaged entry must not keep the package from being imported."""
     found: dict[str, Published] = {}
     problems: dict[str, str] = {}
-    for folder in sorted(shipped.iterdir()) if shipped.is_dir() else []:
+    for folder in sorted(shipped.iterdir(), key=_default_first) if shipped.is_dir() else []:
         if not folder.is_dir():
             continue
         try:
@@ -90,6 +93,12 @@ def _published(shipped: Path, registry: Path) -> tuple[dict[str, Published], dic
         except WeightsError as error:
             problems[name] = str(error)
     return found, problems
+
+
+def _default_first(folder: Path) -> tuple[str, bool, str]:
+    """Sorts folders by architecture; the first of an architecture is its default, here and in timm."""
+    architecture, tag = split_model_name_tag(folder.name)
+    return architecture, tag != DEFAULT_TAG, tag
 
 
 def _registered(name: str, entry: Any, shipped: Published | None, registry: str) -> Published:
@@ -174,6 +183,5 @@ def _not_published(name: str, candidates: list[str]) -> str:
     accuracy, data = own.get("metrics", {}).get("knn_top1"), own.get("data", {}).get("name")
     measured = "" if accuracy is None else f" (kNN {accuracy:.1f} %{f' on {data}' if data else ''})"
     return (
-        f"{name} has no published weights yet (no weights {name!r} are published); {short} has{measured}: "
-        f'create_model("{short}", pretrained=True). {ways}'
+        f'{name} has no published weights yet; {short} has{measured}: create_model("{short}", pretrained=True). {ways}'
     )

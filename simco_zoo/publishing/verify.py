@@ -48,7 +48,9 @@ def verify(name: str | Path) -> list[Check]:
         WeightsError: If the folder cannot be found, or its config.json is damaged.
     """
     text = str(name)
-    is_path = not text.startswith(("hf-hub:", "local-dir:")) and text not in published() and Path(text).exists()
+    is_name = text.startswith(("hf-hub:", "local-dir:")) or text in published()
+    meant = isinstance(name, Path) or text.startswith((".", "/", "~"))  # a path, also where nothing is there
+    is_path = not is_name and (meant or Path(text).exists())
     found = resolve(text, weights=text if is_path else None)
     if not found.config:
         raise WeightsError(f"{found.origin} is a bare file without a config.json; there is nothing to verify it by.")

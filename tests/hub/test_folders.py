@@ -345,6 +345,12 @@ def test_verify_sees_what_hashes_cannot(folder, damage, named):
     assert len(problems) == 1 and re.search(named, problems[0])
 
 
+@pytest.mark.parametrize("path", [Path("nowhere/last"), "./nowhere", "/nowhere", "~/nowhere"])
+def test_verify_names_a_folder_that_is_not_there(path):
+    with pytest.raises(WeightsError, match=r"there is no file or folder .*nowhere"):
+        verify(path)
+
+
 @pytest.mark.parametrize("change", [
     {"interpolation": "nearest"},
     {"mean": [0.5, 0.5, 0.5]},

@@ -33,6 +33,16 @@ def test_registered_names():
     assert all("." in name for name in simco_zoo.list_models(pretrained=True))
 
 
+def test_a_name_without_a_tag_means_the_same_weights_here_and_in_timm():
+    tags = [name for name in simco_zoo.list_models(pretrained=True) if name.startswith("simco_r18_025.")]
+    assert {"simco_r18_025.cifar10", "simco_r18_025.cifar100"} <= set(tags)
+    ours = simco_zoo.create_model("simco_r18_025", pretrained=True)
+    assert ours.pretrained_cfg["tag"] == "cifar100"
+    assert timm.models.get_arch_pretrained_cfgs("simco_r18_025").keys() >= set(tags)
+    bare = timm.create_model("simco_r18_025", pretrained=True)
+    assert bare.pretrained_cfg["tag"] == "cifar100" and torch.equal(bare.conv1.weight, ours.backbone.conv1.weight)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_two_views_of_one_name(name):
     torch.manual_seed(3)
