@@ -151,6 +151,9 @@ def resolve(name: str, *, weights: str | Path | None = None, cache_dir: str | Pa
     architecture, tag = split_model_name_tag(name)
     known, problems = published(), damaged()
     candidates = [key for key in known if split_model_name_tag(key)[0] == architecture]
+    default = f"{architecture}.{DEFAULT_TAG}"
+    if not tag and default in problems:  # other weights must not take the place of the damaged ones
+        raise WeightsError(problems[default])
     chosen = name if tag else (candidates[0] if candidates else "")
     if chosen not in known:
         hit = [text for key, text in problems.items() if key == name or key.split(".")[0] in (architecture, "registry")]
@@ -174,11 +177,12 @@ def _not_published(name: str, candidates: list[str]) -> str:
         return f"no weights {name!r} are published, nor any others. {ways}"
 
     def nearness(other: str) -> tuple[bool, bool, float]:
-        other_method, _, other_size = split_model_name_tag(other)[0].partition("_")
+        other_method, _, other_size = other.partition("_")
         return other_method == method, other_size == size, difflib.SequenceMatcher(None, other, architecture).ratio()
 
-    nearest = max(known, key=nearness)
-    short = split_model_name_tag(nearest)[0]
+    defaults = {split_model_name_tag(key)[0]: key for key in reversed(known)}  # the first tag of each architecture
+    short = max(defaults, key=nearness)
+    nearest = defaults[short]
     own = section(known[nearest].config)
     accuracy, data = own.get("metrics", {}).get("knn_top1"), own.get("data", {}).get("name")
     measured = "" if accuracy is None else f" (kNN {accuracy:.1f} %{f' on {data}' if data else ''})"
