@@ -60,7 +60,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="unknown setting 'epoch'; did you mean 'epochs'"):
         read_settings(parser(), TrainingConfig, ["--config", str(file)])
     file.write_text("- 7\n")
-    with pytest.raises(ValueError, match="no mapping of settings"):
+    with pytest.raises(ValueError, match="is not a mapping of settings"):
         read_settings(parser(), TrainingConfig, ["--config", str(file)])
 
 
@@ -89,7 +89,7 @@ def test_a_config_is_found_by_its_name_in_the_package(tmp_path, monkeypatch):
     assert file.name == "simco_r18.yaml" and "simco_r18" in file.read_text()
     (tmp_path / "mine.yaml").write_text("epochs: 3\n")
     assert find_config("mine.yaml").samefile(tmp_path / "mine.yaml")
-    with pytest.raises(ValueError, match=r"no file cifar100/simco_r19, .*names are .*cifar100/simco_r18, "):
+    with pytest.raises(ValueError, match=r"no file cifar100/simco_r19 .*names are .*cifar100/simco_r18, "):
         find_config("cifar100/simco_r19")
 
 
