@@ -448,9 +448,9 @@ def test_names_that_are_nearly_right_get_a_hint(folder, monkeypatch):
         assert hint in str(error.value)
     with pytest.raises(WeightsError) as refused:
         simco_zoo.create_model("simco_r34", pretrained=True)
-    metrics = registry.published()["simco_r18_025.cifar100"].config["simco_zoo"]["metrics"]
+    metrics = registry.published()["simco_r18.cifar100"].config["simco_zoo"]["metrics"]
     accuracy = f"(kNN {metrics['knn_top1']:.1f} % on cifar100)"
-    assert f'simco_r18_025 has {accuracy}: create_model("simco_r18_025", pretrained=True)' in str(refused.value)
+    assert f'simco_r18 has {accuracy}: create_model("simco_r18", pretrained=True)' in str(refused.value)
 
 
 # Links
