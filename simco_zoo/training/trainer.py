@@ -37,7 +37,14 @@ class TrainingError(RuntimeError):
 
 
 class CollapseError(TrainingError):
-    """The projections collapsed: all images look alike to the model."""
+    """The projections collapsed: all images look alike to the model.
+
+    Example:
+        >>> try:
+        ...     pretrain(model, images, lr=1.0)  # doctest: +SKIP
+        ... except CollapseError as error:
+        ...     print(error)
+    """
 
 
 class Trainer(ABC):

@@ -100,7 +100,8 @@ def test_both_sides_of_the_loader_make_the_same_batches(recipes, monkeypatch):
 
         def record(self: Any, index: Any) -> Any:
             batch = fetch(self, index)
-            batches.append(batch[0] if isinstance(batch, list | tuple) else batch)
+            images = batch[0] if isinstance(batch, list | tuple) else batch
+            batches.append(torch.stack(images) if isinstance(images, list) else images)
             return batch
 
         return record
@@ -247,7 +248,7 @@ def double_the_gradient(trainer: Any) -> None:
 
 
 def blur_the_views(trainer: Any) -> None:
-    trainer.views[32] = simco_zoo.data.TwoViews("cifar", interpolation="bilinear", channels_last=True)
+    trainer.views.by_side[32] = simco_zoo.data.TwoViews("cifar", interpolation="bilinear", channels_last=True)
 
 
 def double_the_loss(trainer: Any) -> None:
