@@ -78,7 +78,8 @@ def test_cells_of_every_study():
 def test_a_cell_trains_and_is_measured(tmp_path):
     cell = next(iter(TEMPERATURE.make_cells(TINY)))
     row, curve = cells.run_cell(cells.Cell(**{**cell.__dict__, "folder": tmp_path}))
-    assert row["tau_beta"] == cell.labels["tau_beta"] and row["step"] == 3 and row["collapsed"] == 0 and 0 <= row["knn_top1"] <= 100
+    assert row["tau_beta"] == cell.labels["tau_beta"]
+    assert row["step"] == 3 and row["collapsed"] == 0 and 0 <= row["knn_top1"] <= 100
     assert [point["step"] for point in curve] == [0, 2, 3]
     assert 0 < row["train_strength_mean"] <= 1 and row["train_strength_cv"] >= 0
     assert not (tmp_path / "checkpoints").exists() and (tmp_path / "last" / "model.safetensors").is_file()
