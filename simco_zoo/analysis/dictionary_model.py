@@ -6,13 +6,13 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simco_zoo.losses import anchor_strength, dual_temperature
 from simco_zoo.models.contrastive import contrast_report
 from simco_zoo.models.inputs import check_views
 from simco_zoo.models.momentum import KeyEncoder, MomentumModel
+from simco_zoo.models.queue import random_keys, write_keys
 
 Strength = Literal["own", "mean", "scaled"]
 
@@ -75,10 +75,7 @@ class DictionaryModel(MomentumModel):
             raise ValueError("negative_momentum is for the negatives of the batch; leave vector_size at 0.")
         self.vector_size, self.scalar_size, self.skip = vector_size, scalar_size, skip
         self.negative_momentum, self.strength, self.dt_m = negative_momentum, strength, dt_m
-        rows = torch.randn(
-            max(vector_size, scalar_size or 1) + skip, proj_dim, generator=torch.Generator().manual_seed(0)
-        )
-        self.register_buffer("queue", F.normalize(rows, dim=1))
+        self.register_buffer("queue", random_keys(max(vector_size, scalar_size or 1) + skip, proj_dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.negative_encoder = None
 
@@ -110,7 +107,7 @@ class DictionaryModel(MomentumModel):
         (query,), features = self.embed(self, view1)  # (N, D) and (N, num_features)
         loss, strength = self._loss_and_strength(query, key, vector, scalar)
         if self.training:
-            self._remember(key)
+            write_keys(self.queue, self.pointer, key)
         report = contrast_report(loss, query, key, features if options.get("report_features") else None)
         spread = strength.std(correction=0) / strength.mean()
         return {**report, "train_strength_mean": strength.mean(), "train_strength_cv": spread}
@@ -145,11 +142,3 @@ class DictionaryModel(MomentumModel):
             return alike * strength.mean(), strength
         loss = dual_temperature(query, key, vector, dt_m=self.dt_m, scalar_negatives=scalar, **options)
         return loss / strength.mean() if self.strength == "scaled" else loss, strength
-
-    @torch.no_grad()
-    def _remember(self, keys: Tensor) -> None:
-        """Writes keys (N, D) over the oldest ones."""
-        keys = keys[-len(self.queue) :]
-        slots = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue.index_copy_(0, slots, keys.to(self.queue.dtype))
-        self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))

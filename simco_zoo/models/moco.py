@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simco_zoo.distributed import world_size
@@ -16,6 +15,7 @@ from simco_zoo.models.contrastive import contrast_report, gather_keys, mean_over
 from simco_zoo.models.hard_mixing import mix_negatives, mixed_info_nce
 from simco_zoo.models.inputs import check_views
 from simco_zoo.models.momentum import KeyEncoder, MomentumModel
+from simco_zoo.models.queue import random_keys, write_keys
 from simco_zoo.models.split_batch_norm import embed_shuffled, normalizes_apart, split_batch_norm
 
 
@@ -138,7 +138,8 @@ class MoCo(MomentumModel):
         total = mean_over_pairs(loss, queries, keys, same_views=self.symmetric)  # a query meets the other views' keys
         if self.training:
             all_keys, _ = gather_keys(*keys) if across_processes else (keys, 0)  # (M, D), M = N x processes
-            self._enqueue(torch.cat(all_keys))
+            assert self.queue is not None and self.queue_pointer is not None
+            write_keys(self.queue, self.queue_pointer, torch.cat(all_keys))
         positives = keys[1] if self.symmetric else keys[0]  # view 2's
         return contrast_report(total, queries[0], positives, features if report_features else None)
 
@@ -186,8 +187,8 @@ class MoCo(MomentumModel):
         super().init_key_encoder()
         if self.queue is None:
             weight = next(self.projector.parameters())
-            rows = torch.randn(self.queue_size, self.proj_dim, generator=torch.Generator().manual_seed(0))
-            self.queue = F.normalize(rows, dim=1).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            rows = random_keys(self.queue_size, self.proj_dim)
+            self.queue = rows.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
             self.queue_pointer = torch.zeros((), dtype=torch.long, device=weight.device)
             if self.mix is not None:
                 self.mix_steps = torch.zeros((), dtype=torch.long, device=weight.device)
@@ -209,16 +210,6 @@ class MoCo(MomentumModel):
         if f"{prefix}queue" in state_dict:
             self.init_key_encoder()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """Writes keys (N, D) over the oldest ones; any N, wrapping at the end."""
-        assert self.queue is not None and self.queue_pointer is not None
-        keys = keys[-self.queue_size :]
-        # the pointer stays on the device: no synchronization
-        slots = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % self.queue_size
-        self.queue.index_copy_(0, slots, keys.to(self.queue.dtype))
-        self.queue_pointer.copy_((self.queue_pointer + len(keys)) % self.queue_size)
 
 
 def _checked_mix(mix: Sequence[int] | None, queue_size: int) -> tuple[int, int, int] | None:
