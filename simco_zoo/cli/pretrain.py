@@ -91,28 +91,23 @@ def build_model(args: argparse.Namespace, image_size: int, images: int) -> Contr
         method_settings.setdefault("queue_size", 2 ** max((images // 10).bit_length() - 1, 0))
     # a folder, a repository and a tag name weights, too
     named = args.weights is None and (":" in args.model or "." in args.model)
-    start = {"pretrained": args.pretrained or named, "weights": args.weights}
-    if args.model not in METHODS:
-        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **start, **method_settings)
-    if args.weights is not None:  # they say how the backbone was built
-        start["small_stem"] = args.small_stem
-        start["backbone"] = args.backbone
-        return simco_zoo.create_model(args.model, backbone_kwargs=args.backbone_kwargs, **start, **method_settings)
+    options = {"backbone_kwargs": args.backbone_kwargs, "weights": args.weights, "pretrained": args.pretrained or named}
+    if args.model in METHODS:
+        options |= {"backbone": args.backbone, "small_stem": args.small_stem}
+        if args.weights is None:  # weights say how the backbone was built
+            options["small_stem"] = adapt_backbone(args, image_size)
+    return simco_zoo.create_model(args.model, **options, **method_settings)
 
+
+def adapt_backbone(args: argparse.Namespace, image_size: int) -> bool:
+    """Gives a free backbone the images' size where it has a fixed one; returns whether it gets the small-image stem."""
     small_stem = image_size <= 64 and not args.pretrained if args.small_stem is None else args.small_stem
     cfg = get_pretrained_cfg(args.backbone) if args.backbone else None
     if cfg is not None and cfg.fixed_input_size:
         args.backbone_kwargs.setdefault("img_size", image_size)
     if small_stem:
         print(f"{args.backbone} gets the small-image stem for images of {image_size} px (--no-small-stem keeps timm's)")
-    return simco_zoo.create_model(
-        args.model,
-        backbone=args.backbone,
-        backbone_kwargs=args.backbone_kwargs,
-        small_stem=small_stem,
-        pretrained=args.pretrained,
-        **method_settings,
-    )
+    return bool(small_stem)
 
 
 def load(args: argparse.Namespace) -> tuple[ImageData | StreamedImages, ImageData | None]:
