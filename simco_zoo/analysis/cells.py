@@ -44,6 +44,7 @@ class Cell:
         arguments: Arguments of the method.
         training: Settings of ``TrainingConfig``; the seed is also that of the initial weights.
         backbone: timm's name of the backbone.
+        start: Published weights that backbone and projector start from, e.g. "simco_r18_025"; None: random ones.
         source: Data set, as ``load_splits`` takes it.
         load: Further arguments of ``load_splits``.
         folder: Folder of the run.
@@ -54,6 +55,7 @@ class Cell:
     arguments: Row
     training: Row
     backbone: str
+    start: str | None
     source: str
     load: Row = field(default_factory=dict)
     folder: Path = Path()
@@ -169,10 +171,20 @@ def _images(source: str, load: tuple[tuple[str, Any], ...]) -> tuple[ImageData, 
 
 
 def _build(cell: Cell) -> Any:
-    if cell.method == DictionaryModel.method:
-        backbone = create_model("simmoco", backbone=cell.backbone).backbone
-        return DictionaryModel(backbone, **cell.arguments)
-    return create_model(cell.method, backbone=cell.backbone, **cell.arguments)
+    own = cell.method == DictionaryModel.method
+    if cell.start is None:
+        if own:
+            return DictionaryModel(create_model("simmoco", backbone=cell.backbone).backbone, **cell.arguments)
+        return create_model(cell.method, backbone=cell.backbone, **cell.arguments)
+    start = create_model(cell.start, pretrained=True)
+    if own:
+        sizes = {name: start.method_config()[name] for name in ("proj_hidden_dim", "proj_dim")}
+        model = DictionaryModel(start.backbone, **sizes, **cell.arguments)
+        model.projector.load_state_dict(start.projector.state_dict())
+        return model
+    if start.method != cell.method:
+        raise ValueError(f"{cell.start} are weights of {start.method}, but this cell trains {cell.method}.")
+    return create_model(cell.start, pretrained=True, **cell.arguments)
 
 
 def _diagnose(model: Any, images: ImageData, cell: Cell) -> Row:

@@ -24,6 +24,7 @@ class Settings:
     Attributes:
         source: Data set, as ``load_splits`` takes it.
         backbone: timm's name of the backbone.
+        start: Published weights that each cell starts from, by name or as "local-dir:FOLDER"; None: random ones.
         steps: Optimizer's steps of a cell.
         batch_size: Images per step.
         lr: Learning rate for 256 images per step.
@@ -37,6 +38,7 @@ class Settings:
 
     source: str = "photos"
     backbone: str = "simco_r18_025"
+    start: str | None = None
     steps: int = 2000
     batch_size: int = 256
     lr: float = 0.06
@@ -64,10 +66,8 @@ class Settings:
             "keep_checkpoints": 1,
         }
         load = {**self.columns, "image_size": self.image_size, "limit": self.limit}
-        return [
-            Cell(labels, method, arguments, {**training, "seed": seed}, self.backbone, self.source, load)
-            for seed in self.seeds
-        ]
+        shared = (self.backbone, self.start, self.source, load)
+        return [Cell(labels, method, arguments, {**training, "seed": seed}, *shared) for seed in self.seeds]
 
     def ages(self, most: int = 64) -> list[int]:
         """Returns 1, 4, 16, 64: numbers of batches that a queue holds after an eighth of the steps, at most."""
@@ -199,10 +199,11 @@ def _check_settings(path: Path, settings: Settings) -> None:
 
 
 def _describe(settings: Settings, done: int, total: int) -> str:
+    start = settings.backbone if settings.start is None else f"from the weights of {Path(settings.start).name}"
     side = f" at {settings.image_size} px" if settings.image_size else ""
     seeds = f"{len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "one seed"
     state = "" if done >= total else f" {done} of {total} cells are finished."
     return (
-        f"{settings.backbone} on {Path(settings.source).name}{side}, {settings.steps} steps of {settings.batch_size} "
+        f"{start} on {Path(settings.source).name}{side}, {settings.steps} steps of {settings.batch_size} "
         f"images per cell, {seeds}; kNN top-1 in percent.{state}"
     )

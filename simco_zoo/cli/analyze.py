@@ -2,10 +2,12 @@
 
     simco-zoo analyze strength --model simco_r18_025 --dataset uoft-cs/cifar100
     simco-zoo analyze temperature --dataset uoft-cs/cifar100 --steps 4000 --processes 2
+    simco-zoo analyze batch --dataset uoft-cs/cifar100 --start simco_r18_025
     simco-zoo analyze collapse --quick
 
 strength: how unequally InfoNCE moves the anchors of a trained model, without training anything. The others train small
-models, one for each row of their table:
+models, one for each row of their table, from random weights or, with --start, from published ones, whose anchors are
+unequal from the first step on (those of an untrained network are all alike):
 
 dictionaries: keys that give an anchor's strength against keys that give the direction, and controls for the step size
 temperature: the second temperature, with a queue and with the batch's negatives
@@ -35,7 +37,7 @@ from simco_zoo.analysis import anchors
 from simco_zoo.analysis.methods import BATCH, COLLAPSE
 from simco_zoo.analysis.negatives import DICTIONARIES, STALENESS, TEMPERATURE
 from simco_zoo.analysis.study import Settings, run_study
-from simco_zoo.arguments import local_path
+from simco_zoo.arguments import local_path, place
 from simco_zoo.cli.run import build_command
 from simco_zoo.cli.sources import AMP, COLUMNS, add_images, add_model, columns, load_model
 from simco_zoo.data import load_images
@@ -61,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     cells = parser.add_argument_group("studies that train")
     default = Settings()
     cells.add_argument("--backbone", default=default.backbone, help="timm's name of the backbone")
+    text = "published weights that each training continues, e.g. simco_r18_025; default: random ones"
+    cells.add_argument("--start", type=place, metavar="NAME", help=text)
     cells.add_argument("--steps", type=int, default=default.steps, help="steps of each training")
     cells.add_argument("--batch-size", type=int, default=default.batch_size, help="images per step")
     cells.add_argument("--lr", type=float, default=default.lr, help="learning rate for 256 images per step")

@@ -6,7 +6,9 @@ import csv
 import json
 
 import pytest
+import torch
 
+import simco_zoo
 from simco_zoo.analysis import cells
 from simco_zoo.analysis.methods import BATCH, COLLAPSE
 from simco_zoo.analysis.negatives import DICTIONARIES, STALENESS, TEMPERATURE
@@ -83,6 +85,21 @@ def test_a_cell_trains_and_is_measured(tmp_path):
     assert [point["step"] for point in curve] == [0, 2, 3]
     assert 0 < row["train_strength_mean"] <= 1 and row["train_strength_cv"] >= 0
     assert not (tmp_path / "checkpoints").exists() and (tmp_path / "last" / "model.safetensors").is_file()
+
+
+def test_a_cell_continues_published_weights(tmp_path):
+    settings = Settings(**{**TINY.__dict__, "start": "simco_r18_025"})
+    published = simco_zoo.create_model("simco_r18_025", pretrained=True).state_dict()
+    for study in (TEMPERATURE, BATCH):
+        started = cells._build(next(iter(study.make_cells(settings))))
+        assert started.method == {"temperature": "dictionaries", "batch": "simco"}[study.name]
+        assert all(torch.equal(started.state_dict()[name], value) for name, value in published.items())
+        assert getattr(started, "dt_m", None) in (0.5, 1.0)  # of the study, not of the weights
+    with pytest.raises(ValueError, match="weights of simco, but this cell trains mocov2"):
+        cells._build(list(COLLAPSE.make_cells(settings))[1])
+    caption, _ = run_study(TEMPERATURE, settings, tmp_path, max_cells=1)
+    assert caption.startswith("from the weights of simco_r18_025 on photos at 16 px")
+    assert 0 < float(table(tmp_path / "temperature_epochs.csv")[0]["strength_cv"]) < 2
 
 
 def test_a_collapse_is_a_result(tmp_path, monkeypatch):
