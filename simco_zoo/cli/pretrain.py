@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     args, config = read_settings(build_parser(), TrainingConfig, argv)
     init_distributed(pick_device(config.device))
     images, test_images = load(args)
+    given, config = config, config.fitting(len(images))
 
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(args, images.image_size, len(images))
@@ -139,10 +140,13 @@ def main(argv: list[str] | None = None) -> int:
     per_step = config.batch_size * config.accumulate
     steps = len(images) // per_step * config.epochs
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
-    print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {model.method_config()}")
+    method = ", ".join(f"{key} {value}" for key, value in model.method_config().items())
+    print(f"{name}: {type(model).__name__}, backbone of {parameters:.2f} M parameters, {method}")
     print(f"{len(images)} images of {images.image_size} px from {args.dataset}, {len(images.skipped)} skipped")
     if isinstance(images, ImageData) and images.whole is not None:
         print(f"random crops come from the whole images, whose shorter side is {images.whole.side} px")
+    if config is not given:
+        print(f"{len(images)} images do not fill a batch of {given.batch_size}: batches of {config.batch_size} instead")
     print(f"{min(steps, config.max_steps or steps)} steps of {per_step} images, peak lr {config.peak_lr:g}")
     if world_size() > 1:
         print(f"{world_size()} processes of {config.batch_size // world_size()} images, {config.negatives} negatives")

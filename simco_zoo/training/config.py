@@ -25,7 +25,8 @@ class TrainingConfig(AugmentationSettings):
         max_steps: Upper bound on the optimizer's steps; the schedule spans the steps that will really be run.
         max_hours: Hours of training. The schedule is planned for the steps that fit, by the time that the first ones
             and the measurements take, and ends with the learning rate at 0; at most ``epochs`` and ``max_steps``.
-        batch_size: Images per forward, of all processes together; the last, incomplete batch of an epoch is dropped.
+        batch_size: Images per forward, of all processes together; the last, incomplete batch of an epoch is dropped. If
+            there are fewer images than the default, it becomes the largest power of two that gives two batches.
         accumulate: Batches whose gradients are averaged for one step of the optimizer. The negatives are those of
             each batch, not of all of them: more memory or more processes are what gives more negatives.
         negatives: "global" contrasts a query with the keys of all processes, "local" with its own process's. MoCo's
@@ -140,6 +141,21 @@ class TrainingConfig(AugmentationSettings):
         """Returns the steps of a run on a number of images, whatever ``max_hours`` says."""
         steps = self.epochs * (images // self.images_per_step)
         return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def fitting(self, images: int) -> TrainingConfig:
+        """Returns the settings with a batch that a small data set fills, unless another than the default was chosen.
+
+        Args:
+            images: Number of training images.
+
+        Example:
+            >>> TrainingConfig().fitting(240).batch_size, TrainingConfig().fitting(300).batch_size
+            (64, 256)
+        """
+        if self.batch_size != TrainingConfig.batch_size or images >= self.images_per_step:
+            return self
+        halves = images // (2 * self.accumulate)
+        return dataclasses.replace(self, batch_size=2 ** max(1, halves.bit_length() - 1))
 
     @property
     def peak_lr(self) -> float:

@@ -105,6 +105,7 @@ def pretrain(
         load: dict[str, Any] = {"test_split": None if test_images is None else "test", "whole": True}
         size = input_config(model)["input_size"][-1]
         images, test_images = load_splits(images, test_images, default_size=size, **load)
+    config = config.fitting(len(images))
     device = init_distributed(pick_device(config.device))
     check_pretraining(model, images, test_images, config, device)
 

@@ -43,6 +43,16 @@ def test_settings_that_describe_no_view(settings, message):
         TrainingConfig(**settings)
 
 
+def test_a_small_set_fills_the_default_batch_and_a_chosen_one_is_kept(tmp_path):
+    assert [TrainingConfig().fitting(n).batch_size for n in (1, 3, 4, 60, 255, 256, 5000)] == [2, 2, 2, 16, 64, 256, 256]
+    assert TrainingConfig(accumulate=4).fitting(1000).batch_size == 64
+    settings = {key: value for key, value in SETTINGS.items() if key != "batch_size"} | {"epochs": 1}
+    folder = pretrain(model(), images(24), output=tmp_path / "run", **settings)
+    assert json.loads((folder / "config.json").read_text())["simco_zoo"]["recipe"]["batch_size"] == 8
+    with pytest.raises(ValueError, match="batch_size is 64, but there are only 24 images"):
+        pretrain(model(), images(24), output=tmp_path / "other", **settings, batch_size=64)
+
+
 def test_the_views_are_made_and_described_as_set(tmp_path):
     """The published model says how images are normalized, and the recipe every value that was used."""
     settings = {"jitter": 0.0, "grayscale": 0.0, "mean": "0.4,0.4,0.4", "std": "0.2,0.2,0.2"}
