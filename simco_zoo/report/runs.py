@@ -103,9 +103,7 @@ def _read_run(folder: Path, name: str) -> Run:
     if not log.is_file():
         if settings_file.is_file():
             raise ValueError(f"the run {folder} has no {log.name} yet; wait for its first epoch.")
-        raise ValueError(
-            f"{folder} is not a run (it has no {log.name}); pass the --output of pretrain or finetune."
-        )
+        raise ValueError(f"{folder} is not a run (it has no {log.name}); pass the --output of pretrain or finetune.")
     rows = _read_log(log)
     published = next((folder / part for part in ("last", "best") if (folder / part / CONFIG_FILE).is_file()), None)
     config = {}

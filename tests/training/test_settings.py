@@ -44,7 +44,15 @@ def test_settings_that_describe_no_view(settings, message):
 
 
 def test_a_small_set_fills_the_default_batch_and_a_chosen_one_is_kept(tmp_path):
-    assert [TrainingConfig().fitting(n).batch_size for n in (1, 3, 4, 60, 255, 256, 5000)] == [2, 2, 2, 16, 64, 256, 256]
+    assert [TrainingConfig().fitting(n).batch_size for n in (1, 3, 4, 60, 255, 256, 5000)] == [
+        2,
+        2,
+        2,
+        16,
+        64,
+        256,
+        256,
+    ]
     assert TrainingConfig(accumulate=4).fitting(1000).batch_size == 64
     settings = {key: value for key, value in SETTINGS.items() if key != "batch_size"} | {"epochs": 1}
     folder = pretrain(model(), images(24), output=tmp_path / "run", **settings)
