@@ -17,7 +17,7 @@ import simco_zoo
 ROOT = Path(__file__).parents[1]
 # from bottom to top; a file imports from its own floor and from those below it
 FLOORS = [
-    {"losses", "distributed", "files", "version"},
+    {"losses", "distributed", "files", "lock", "sealed", "version"},
     {"hub", "data"},
     {"models"},
     {"publishing"},

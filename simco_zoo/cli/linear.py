@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,7 @@ from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation.linear import linear_scores
 from simco_zoo.evaluation.linear_sgd import LEARNING_RATES, linear_probe_sgd
 from simco_zoo.files import check_disk_space
+from simco_zoo.lock import FolderLock
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,23 +86,24 @@ def by_sgd(args: argparse.Namespace) -> dict[str, Any]:
             f"{row['held_out_top1']:.2f} % at rate {row['rate']:g}"
         )
 
-    result = linear_probe_sgd(
-        model,
-        images,
-        test_images,
-        learning_rates=args.lr,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        min_scale=args.min_scale,
-        seed=args.seed,
-        device=device,
-        num_workers=args.workers,
-        amp=AMP[args.amp],
-        checkpoint=checkpoint,
-        on_epoch=say,
-    )
-    scores = result.pop("scores")
-    found = {**result, "train": len(images), "test": len(test_images)}
-    if is_main():
-        write_results(output, found, scores, test_images, describe(args))
+    with FolderLock(output) if is_main() else nullcontext():
+        result = linear_probe_sgd(
+            model,
+            images,
+            test_images,
+            learning_rates=args.lr,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            min_scale=args.min_scale,
+            seed=args.seed,
+            device=device,
+            num_workers=args.workers,
+            amp=AMP[args.amp],
+            checkpoint=checkpoint,
+            on_epoch=say,
+        )
+        scores = result.pop("scores")
+        found = {**result, "train": len(images), "test": len(test_images)}
+        if is_main():
+            write_results(output, found, scores, test_images, describe(args))
     return {**found, "output": str(output.absolute())}

@@ -20,7 +20,7 @@ from simco_zoo.evaluation.features import Features, extract_features
 from simco_zoo.evaluation.forward import build_forward, evaluating
 from simco_zoo.evaluation.metrics import accuracy
 from simco_zoo.evaluation.resumable import hash_images, hash_weights
-from simco_zoo.files import atomic_write
+from simco_zoo.sealed import load_sealed, save_sealed
 
 LEARNING_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MOMENTUM = 0.9
@@ -174,21 +174,27 @@ class _Heads:
     def save(self, path: Path, identity: dict[str, Any], epoch: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {"weight": self.weight, "velocity": self.velocity, "epoch": epoch, "identity": identity}
-        with atomic_write(path) as partial:
-            torch.save(state, partial)
+        save_sealed(path, state)
 
     def load(self, path: Path, identity: dict[str, Any]) -> int:
         """Takes over a checkpoint, if there is one; returns the number of epochs done."""
         if not path.is_file():
             return 0
-        state = torch.load(path, map_location=self.weight.device, weights_only=True)
+        try:
+            state, verified = load_sealed(path, "a checkpoint of a linear evaluation")
+        except ValueError as error:
+            raise ValueError(f"{str(error).rstrip('.')}; delete it, or choose another --output.") from error
+        if not verified or not isinstance(state, dict) or "identity" not in state:
+            raise ValueError(
+                f"{path} is not a whole checkpoint of a linear evaluation; delete it, or choose another --output."
+            )
         changed = sorted(key for key in identity if state["identity"].get(key) != identity[key])
         if changed:
             raise ValueError(
                 f"{path} belongs to another linear evaluation (other {', '.join(changed)}); delete it, or choose "
                 "another --output."
             )
-        self.weight, self.velocity = state["weight"], state["velocity"]
+        self.weight, self.velocity = state["weight"].to(self.weight), state["velocity"].to(self.velocity)
         return int(state["epoch"])
 
 

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from simco_zoo.data import ImageData
+from simco_zoo.data.fingerprint import describe_images
 from simco_zoo.data.transforms import input_config
-from simco_zoo.distributed import gather_objects, is_main
+from simco_zoo.distributed import gather_objects, is_main, on_main
 from simco_zoo.evaluation.export import write_features, writer_for
 from simco_zoo.evaluation.features import collect, iterate_features
 from simco_zoo.files import atomic_write, check_disk_space, write_text
+from simco_zoo.lock import FolderLock
 
 PART_IMAGES = 1024  # at least, of one part
+WAITING_FILE = "parts.json"  # the hash of each part, and the images skipped so far
 
 
 def extract_to_file(
@@ -55,33 +57,40 @@ def extract_to_file(
 
     Raises:
         ValueError: If the suffix is unknown or the parts belong to another extraction.
-        OSError: If nothing can be written there.
+        OSError: If nothing can be written there, or another process extracts to the same file.
     """
     path = Path(output).absolute()
     check_output(path)
     made = {"image_size": images.image_size, "flip": flip, "amp": None if amp is None else str(amp), **(info or {})}
     identity = {**made, "weights": hash_weights(model), "images": hash_images(images)}
-    parts = _Parts(path.with_name(f"{path.name}.parts"), identity)
-    start = gather_objects(parts.end if is_main() else 0)[0]
-    pending: list[tuple[Tensor, Tensor]] = []
-    for rows, batch in iterate_features(
-        model, images, batch_size, config=input_config(model), start=start, flip=flip, amp=amp, **options
-    ):
-        if not is_main():
-            continue
-        pending.append((rows, batch))
-        if sum(len(part) for part, _ in pending) >= PART_IMAGES:
-            parts.add(pending, images.skipped)
-            pending = []
-    summary: dict[str, Any] = {}
-    if is_main():
-        if pending:
-            parts.add(pending, images.skipped)
-        found = collect(images, *parts.read(images.skipped), {**made, "weights": identity["weights"]})
-        write_features(found, path)
-        parts.remove()
-        summary = {"count": len(found), "dim": found.features.shape[1], "output": str(path), "skipped": found.skipped}
-    return gather_objects(summary)[0]
+    folder = path.with_name(f"{path.name}.parts")
+    parts: Any = on_main(lambda: _Parts(folder, identity), lambda _: None)
+    try:
+        start = gather_objects(parts.end if is_main() else 0)[0]
+        pending: list[tuple[Tensor, Tensor]] = []
+        for rows, batch in iterate_features(
+            model, images, batch_size, config=input_config(model), start=start, flip=flip, amp=amp, **options
+        ):
+            if not is_main():
+                continue
+            pending.append((rows, batch))
+            if sum(len(part) for part, _ in pending) >= PART_IMAGES:
+                parts.add(pending, images.skipped)
+                pending = []
+        summary: dict[str, Any] = {}
+        if is_main():
+            if pending:
+                parts.add(pending, images.skipped)
+            rows, features = parts.read(images.skipped)
+            found = collect(images, rows, features, {**made, "weights": identity["weights"]})
+            write_features(found, path)
+            parts.remove()
+            summary = {"count": len(found), "dim": found.features.shape[1], "output": str(path)}
+            summary["skipped"] = found.skipped
+        return gather_objects(summary)[0]
+    finally:
+        if is_main():
+            parts.lock.release()
 
 
 def check_output(path: Path) -> None:
@@ -103,12 +112,12 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_images(images: ImageData) -> str:
-    """Returns the sha256 of the names of the images, their number, and where they come from."""
-    return hashlib.sha256(json.dumps([images.split, images.names]).encode("utf-8", "surrogatepass")).hexdigest()
+    """Returns a sha256 of what tells these images from others: their number, names, labels and pixels."""
+    return hashlib.sha256(json.dumps(describe_images("images", images), sort_keys=True).encode()).hexdigest()
 
 
 class _Parts:
-    """The folder in which the features wait.
+    """The folder in which the features wait; it is locked until ``lock`` is released.
 
     Args:
         folder: Made if it is not there.
@@ -116,25 +125,36 @@ class _Parts:
 
     Raises:
         ValueError: If the folder holds parts of another extraction.
+        OSError: If another process writes to it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.files = folder, list[Path]()
-        if not is_main():
-            return
-        file = folder / "identity.json"
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
-            if changed:
-                raise ValueError(
-                    f"{folder} holds a part of another extraction (other {', '.join(changed)}); delete it, or choose "
-                    "another --output."
-                )
-            self.files = list(itertools.takewhile(_is_whole, sorted(folder.glob("*.safetensors"))))
-        else:
-            folder.mkdir(exist_ok=True)
+        self.waiting: dict[str, Any] = {"parts": {}, "skipped": []}
+        folder.mkdir(exist_ok=True)
+        self.lock = FolderLock(folder)
+        try:
+            self._take_over(folder / "identity.json", identity)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _take_over(self, file: Path, identity: dict[str, Any]) -> None:
+        """Goes on with what an interrupted call has left, or begins."""
+        if not file.is_file():
             write_text(file, json.dumps(identity, indent=2))
+            return
+        before = _read_json(file)
+        changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a part of another extraction (other {', '.join(changed)}); delete it, or choose "
+                "another --output."
+            )
+        waiting = self.folder / WAITING_FILE
+        if waiting.is_file():
+            self.waiting.update(_read_json(waiting))
+        self.files = list(itertools.takewhile(self._is_whole, sorted(self.folder.glob("*.safetensors"))))
 
     @property
     def end(self) -> int:
@@ -146,27 +166,34 @@ class _Parts:
         if not len(rows):
             return
         file = self.folder / f"{int(rows[-1]) + 1:012d}.safetensors"
+        content = save({"rows": rows, "features": features})
         with atomic_write(file) as partial:
-            save_file({"rows": rows, "features": features}, partial)
-        write_text(self.folder / "skipped.json", json.dumps(skipped))
+            partial.write_bytes(content)
+        self.waiting["parts"][file.name] = hashlib.sha256(content).hexdigest()
+        self.waiting["skipped"] = skipped
+        write_text(self.folder / WAITING_FILE, json.dumps(self.waiting))
         self.files.append(file)
 
     def read(self, skipped: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
         """Returns all rows and features, and completes the list of skipped images."""
         if not self.files:
             raise ValueError(f"none of the images can be read, e.g. {': '.join(skipped[0])}.")
-        before: list[tuple[str, str]] = json.loads((self.folder / "skipped.json").read_text(encoding="utf-8"))
-        skipped[:] = dict([*before, *skipped]).items()
+        skipped[:] = dict([*map(tuple, self.waiting["skipped"]), *skipped]).items()
         parts = [load_file(file) for file in self.files]
         return torch.cat([part["rows"] for part in parts]), torch.cat([part["features"] for part in parts])
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
 
+    def _is_whole(self, part: Path) -> bool:
+        return hashlib.sha256(part.read_bytes()).hexdigest() == self.waiting["parts"].get(part.name)
 
-def _is_whole(part: Path) -> bool:
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        load_file(part)
-    except (SafetensorError, OSError):
-        return False
-    return True
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged; delete {file.parent}, and the extraction starts afresh.")
+    return content

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simco_zoo.files import named_if_full
 from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, seal
 from simco_zoo.models import ContrastiveModel, zoo
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, model_card
@@ -165,9 +166,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp's folders are private
-        _replace_folder(partial, folder)
+        with named_if_full(folder):
+            yield partial
+            partial.chmod(0o755)  # mkdtemp's folders are private
+            _replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -15,6 +15,8 @@ from simco_zoo.evaluation.metrics import per_class_accuracy
 from simco_zoo.files import write_text
 from simco_zoo.report.charts import draw_confusion
 
+FILES = ("per_class.csv", "confusion.csv", "confusion.png")  # what ``write_confusion`` writes
+
 
 def write_confusion(folder: Path, confusion: Tensor, names: Sequence[str], *, title: str = "") -> None:
     """Writes ``per_class.csv``, ``confusion.csv`` and, if matplotlib is installed, ``confusion.png``.

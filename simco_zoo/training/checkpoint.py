@@ -1,27 +1,19 @@
 """Training checkpoints: everything a run needs to go on as if it had not stopped.
 
 A checkpoint stays with its run; what is shared is the published folder (safetensors and JSON). Checkpoints hold tensors
-and plain values only and are read with ``weights_only=True``. The file is what ``torch.save`` writes, a zip archive,
-with a SHA-256 of its content as the archive's comment, so that ``torch.load`` reads it, too.
+and plain values only, and have a checksum, see ``sealed.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-import struct
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-
-from simco_zoo.files import atomic_write
+from simco_zoo.sealed import load_sealed, save_sealed
 
 FORMAT = 2
-_COMMENT = b"simco-zoo sha256:"
-_COMMENT_SIZE = len(_COMMENT) + 64
 # what a checkpoint has at least, and of which type
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int,
@@ -36,20 +28,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "optimizer": dict,
     "scaler": dict,
 }
-
-
-class _HashedFile:
-    """Passes on what is written and hashes it on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.hash.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        self.file.flush()
+_PROCESS = {"rng", "sums", "buffers"}  # what it has of each process
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -68,12 +47,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    with atomic_write(path, durable=True) as partial, partial.open("wb") as file:
-        hashed = _HashedFile(file)
-        torch.save({**state, "format": FORMAT}, hashed)  # type: ignore[arg-type]  # it needs no more than write
-        # the archive ends with the length of its comment, 0 so far
-        file.seek(-2, io.SEEK_END)
-        file.write(struct.pack("<H", _COMMENT_SIZE) + _COMMENT + hashed.hash.hexdigest().encode())
+    save_sealed(path, {**state, "format": FORMAT})
     earlier = [old for old in list_checkpoints(folder) if step_of(old) <= step]
     for old in list_checkpoints(folder):
         if old not in earlier[-keep:]:
@@ -98,16 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is damaged or is not a checkpoint of this package.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error.strerror}).") from error
-    verified = _is_whole(content, path)
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # an altered archive can fail anywhere within torch's reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}).") from error
+    state, verified = load_sealed(path, "a checkpoint")
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise ValueError(f"{path} is not a training checkpoint of simco-zoo; pass a step-*.pt file of a run.")
     if state.get("format", 1) == 1:
@@ -115,26 +80,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not verified:
         raise ValueError(f"{path} cannot be read as a checkpoint (its checksum is missing).")
     wrong = [name for name, kind in _TYPES.items() if not isinstance(state.get(name), kind)]
+    if not wrong and not (state["processes"] and all(own.keys() >= _PROCESS for own in state["processes"])):
+        wrong = ["the state of its processes"]
+    if not {"model", "network"} & state.keys():
+        wrong.append("weights")
     if wrong or state["format"] != FORMAT:
         what = f"of format {state['format']}" if state["format"] != FORMAT else f"without {', '.join(wrong)}"
         raise ValueError(f"{path} is a checkpoint {what}, which this version of simco-zoo does not read.")
     return state
-
-
-def _is_whole(content: bytes, path: Path) -> bool:
-    """Compares a file with the checksum at its end; False if it has none.
-
-    Raises:
-        ValueError: If the two do not agree.
-    """
-    comment = content[-_COMMENT_SIZE:]
-    if not comment.startswith(_COMMENT):
-        return False
-    found = hashlib.sha256(memoryview(content)[: -_COMMENT_SIZE - 2])
-    found.update(b"\0\0")
-    if found.hexdigest().encode() != comment[len(_COMMENT) :]:
-        raise ValueError(f"{path} cannot be read as a checkpoint (it is damaged: its checksum differs).")
-    return True
 
 
 def _from_format_1(state: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from simco_zoo.distributed import init_distributed, is_main, pick_device, rank, 
 from simco_zoo.evaluation.features import extract_features
 from simco_zoo.evaluation.metrics import accuracy, confusion_matrix
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.report.confusion import FILES as CONFUSION_FILES
 from simco_zoo.report.confusion import write_confusion
 from simco_zoo.training.checks import check_image_size
 from simco_zoo.training.finetune_config import (
@@ -119,6 +120,7 @@ def finetune(
         config,
         columns=Finetuning.columns,
         best_by=Finetuning.best_by,
+        files=CONFUSION_FILES,
         tag=tag,
         progress_bar=progress_bar,
         callbacks=callbacks,
@@ -126,7 +128,7 @@ def finetune(
     size = 8 * sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
 
     def identity() -> Identity:
-        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED}
+        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED, "published": ("best",)}
         return run_identity("fine-tuning", model, images, test_images, config, **sets)
 
     with run.opened(resume, identity, model, size, on_start):
@@ -169,6 +171,7 @@ class Finetuning(Trainer):
 
     columns = ("epoch", "step", "loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds")
     best_by = "val_top1"
+    remembers_best = True
     images: ImageData
 
     def __init__(

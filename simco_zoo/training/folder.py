@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from simco_zoo.files import check_disk_space, remove_partial, write_text
+from simco_zoo.hub.config import section
+from simco_zoo.hub.download import WeightsError
+from simco_zoo.hub.folder import from_path
+from simco_zoo.lock import FolderLock
+from simco_zoo.publishing.save import OWN_FILES, check_target
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
 from simco_zoo.training.identity import Identity, as_stored, differences
-from simco_zoo.training.lock import FolderLock
 
 RUN_FILE = "run.json"
 PUBLISHED = ("last", "best")
@@ -73,6 +77,8 @@ class RunFolder:
             FileNotFoundError: If ``resume`` names a file that does not exist.
             OSError: If another process writes to the folder, or it cannot hold the run.
         """
+        if not isinstance(resume, str | Path):
+            raise ValueError(f"resume is {resume!r}, but has to be auto, never, or the path of a step-*.pt file.")
         if resume not in ("auto", "never") and not Path(resume).is_file():
             raise FileNotFoundError(f"there is no checkpoint {resume}; pass --resume auto, never or a step-*.pt file.")
         self._refuse_foreign([*RESERVED, *reserved])
@@ -98,7 +104,13 @@ class RunFolder:
             self._lock = None
 
     def write_entry(self, start: Start, identity: Identity, total_steps: int, resume: str) -> None:
-        """Writes ``run.json``, which makes the folder this run's."""
+        """Writes ``run.json``, which makes the folder this run's.
+
+        Raises:
+            ValueError: If a published folder holds files that are not a published model's.
+        """
+        for name in PUBLISHED:
+            make_room(self.path / name, self.say)
         entry = {
             "format": 1,
             "run": start.run,
@@ -110,6 +122,8 @@ class RunFolder:
         if entry != self._entry:
             write_text(self.path / RUN_FILE, json.dumps(entry, indent=2) + "\n")
             self._entry = entry
+        # it says that the run is finished, which it is no more when it goes on from an earlier step or for longer
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     # Whose it is
 
@@ -166,7 +180,7 @@ class RunFolder:
     # Where it goes on
 
     def _find_start(self, resume: str, identity: Identity, weights: str) -> Start:
-        self._entry = _read_json(self.path / RUN_FILE) or {}
+        self._entry = _read_entry(self.path / RUN_FILE)
         fresh = Start(uuid.uuid4().hex)
         if resume == "never":
             if self._worth_keeping:
@@ -181,7 +195,7 @@ class RunFolder:
         found = newest_checkpoint(self.path / "checkpoints", self._entry.get("run"))
         path, checkpoint = found if found is not None else (None, None)
         self._compare(self._differences(identity, weights, checkpoint))
-        run = self._entry.get("run", fresh.run)
+        run = self._entry.get("run") or (checkpoint or {}).get("run") or fresh.run
         return Start(run, checkpoint, path, finished=self._is_finished(identity))
 
     def _start_from(self, file: Path, identity: Identity, fresh: Start) -> Start:
@@ -227,7 +241,42 @@ class RunFolder:
             planned = self._entry.get("total_steps")
         if not isinstance(steps, int) or not isinstance(planned, int):
             return False
-        return steps >= planned and (self.path / "best").is_dir()
+        return steps >= planned and all(published_step(self.path / name) is not None for name in identity.published)
+
+
+def make_room(folder: Path, say: Callable[[str], None]) -> None:
+    """Makes sure that a model can be published in a run's folder later on; a damaged one is removed.
+
+    Raises:
+        ValueError: If files of a person's are there.
+    """
+    damaged = folder.is_dir() and published_step(folder) is None
+    if damaged and all(path.name in OWN_FILES for path in folder.iterdir()):
+        say(f"{folder} is damaged and will be written anew")
+        shutil.rmtree(folder)
+    check_target(folder)
+
+
+def published_step(folder: Path) -> int | None:
+    """Returns the step of the run at which a model was published, -1 if its recipe does not tell.
+
+    None if there is no such folder, or it is damaged.
+    """
+    try:
+        found = from_path(folder, folder_only=True)
+        for name in found.file_names:
+            found.verified_bytes(name)
+    except WeightsError:
+        return None
+    step = section(found.config).get("recipe", {}).get("steps", -1)
+    return step if isinstance(step, int) else -1
+
+
+def _read_entry(path: Path) -> dict[str, Any]:
+    """Returns what ``run.json`` holds, without what is damaged."""
+    kinds = {"run": str, "schedule": dict, "total_steps": int, "identity": dict, "branched_from": str | None}
+    entry = _read_json(path) or {}
+    return {key: value for key, value in entry.items() if isinstance(value, kinds.get(key, object))}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

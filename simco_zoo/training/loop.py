@@ -95,6 +95,9 @@ def train(trainer: Trainer, run: Run, description: str) -> None:
     """
     state = trainer.state
     with run.training(trainer.total_steps, description):
+        _settle_best(trainer, run)
+        if state.step == trainer.total_steps:  # only what a run ends with is left to do
+            run.write_log(True)
         try:
             while state.step < trainer.total_steps:
                 row = run_epoch(trainer, run)
@@ -113,6 +116,17 @@ def train(trainer: Trainer, run: Run, description: str) -> None:
             trainer.average_batch_norm()
             trainer.publish(run, "last", {key: state.rows[-1][key] for key in ("loss",) if state.rows})
             raise
+
+
+def _settle_best(trainer: Trainer, run: Run) -> None:
+    """Sees to it that ``best/`` is the best epoch's; of a step that was given up it would stay there for ever."""
+    state = trainer.state
+    if not state.best or trainer.remembers_best or run.published_step("best") in (state.best["step"], -1):
+        return
+    if state.best["step"] == state.step:
+        trainer.publish(run, "best", state.best)
+    else:  # those weights are lost
+        state.best = {}
 
 
 def save(trainer: Trainer, run: Run) -> None:

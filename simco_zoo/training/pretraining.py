@@ -123,7 +123,7 @@ def pretrain(
     size = sum(tensor.nbytes for tensor in model.state_dict().values()) * (3 * (config.keep_checkpoints + 1) + 3)
 
     def identity() -> Identity:
-        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED}
+        sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED, "published": ("last", "best")}
         return run_identity("pretraining", model, images, test_images, config, **sets)
 
     with run.opened(resume, identity, model, size, on_start):
@@ -318,7 +318,7 @@ class Pretraining(Trainer):
                 "steps": self.state.step,
                 "start_step": run.start_step,
                 "knn_top1": row.get("knn_top1"),
-                "best_knn_top1": self.state.highest("knn_top1"),
+                "best_knn_top1": (self.state.best or row).get("knn_top1"),
                 "linear_top1": metrics.get("linear_top1"),
                 "online_top1": row.get("online_top1"),
                 "best_online_top1": self.state.highest("online_top1"),

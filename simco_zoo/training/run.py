@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from simco_zoo.data import ImageData
+from simco_zoo.data.fingerprint import hash_tensors
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, rank
 from simco_zoo.models import ContrastiveModel
@@ -19,8 +20,8 @@ from simco_zoo.training.callbacks import notify
 from simco_zoo.training.checkpoint import load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
 from simco_zoo.training.finetune_config import FinetuneConfig
-from simco_zoo.training.folder import RunFolder, Start
-from simco_zoo.training.identity import Identity, hash_tensors
+from simco_zoo.training.folder import RunFolder, Start, published_step
+from simco_zoo.training.identity import Identity
 from simco_zoo.training.interruption import Interruption
 from simco_zoo.training.log import Log, write_summary
 from simco_zoo.training.progress import Progress
@@ -37,6 +38,7 @@ class Run:
         config: The settings of the run.
         columns: The first columns of the log.
         best_by: The column whose highest value makes an epoch the best one.
+        files: Names of files that the caller writes into the folder.
         tag: Tag of the published weights.
         progress_bar: Show a progress bar; None: a bar if stderr is a terminal, else a line per epoch.
         callbacks: See ``Callback``.
@@ -49,11 +51,13 @@ class Run:
         *,
         columns: Sequence[str],
         best_by: str,
+        files: Sequence[str] = (),
         tag: str | None = None,
         progress_bar: bool | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         self.folder, self.config, self.tag = folder, config, tag
+        self.files = list(files)
         self.callbacks = list(callbacks) if is_main() else []
         self.best_by = best_by
         self.state = TrainState()
@@ -92,7 +96,7 @@ class Run:
 
         def open_folder() -> tuple[Start, Identity]:
             own = identity()
-            reserved = ["config.yaml"] if on_start is not None else []
+            reserved = [*self.files, *(["config.yaml"] if on_start is not None else [])]
             return folder.open(resume, own, hash_tensors(model.state_dict().values()), size, reserved), own
 
         try:
@@ -121,11 +125,13 @@ class Run:
     def begin(self) -> None:
         """Makes the folder this run's; everything has been checked, and the first step comes next."""
         self._begun = True
-        if is_main():
+
+        def write() -> None:
             self._folder.write_entry(self.start, self._identity, self.state.phases[-1].end, self._resume)
             if self._on_start is not None:
                 self._on_start()
-        barrier()
+
+        on_main(write)
 
     def restore(self, state: TrainState) -> dict[str, Any] | None:
         """Takes over where the run stands, and brings ``state`` to where its checkpoint was.
@@ -219,6 +225,14 @@ class Run:
         """Writes the model as the published folder ``name`` of the run; ``what`` goes to ``save_pretrained``."""
         if is_main():
             publish_run(self.folder, name, model, images, tag=self.tag, **what)
+
+    def published_step(self, name: str) -> int | None:
+        """Returns the step at which the published folder ``name`` was made, the same on every process.
+
+        None if it is not there or damaged, -1 if it does not say.
+        """
+        step: int | None = on_main(lambda: published_step(self.folder / name), lambda found: found)
+        return step
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary; it makes the run a finished one."""

@@ -59,6 +59,7 @@ class Trainer(ABC):
 
     columns: ClassVar[tuple[str, ...]]  # the first columns of log.csv
     best_by: ClassVar[str]  # the column that chooses the best epoch
+    remembers_best: ClassVar[bool] = False  # whether its checkpoints hold the best epoch's weights
 
     def __init__(
         self,
@@ -187,7 +188,8 @@ class Trainer(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run that is branched from had none
+            self.scaler.load_state_dict(state["scaler"])
 
     def trained_modules(self) -> list[nn.Module]:
         """Returns the modules whose batch norms have statistics of this process's images."""

@@ -17,6 +17,7 @@ from simco_zoo.data import load_images, resolve_transform
 from simco_zoo.evaluation import Features, extract_features, read_features, resumable, write_features
 from simco_zoo.evaluation import features as features_module
 from simco_zoo.evaluation.neighbors import find_duplicates
+from simco_zoo.lock import FolderLock
 
 
 @pytest.fixture(scope="module")
@@ -404,12 +405,15 @@ class TestResumable:
         assert found.names == expected.names and torch.equal(found.labels, expected.labels)
         assert not (tmp_path / "f.npz.parts").exists()
 
-    def test_a_damaged_part_is_computed_again(self, model, images, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("how", ["cut", "flipped"])
+    def test_a_damaged_part_is_computed_again(self, how, model, images, tmp_path, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             self.stop(patch, after=8)
             resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
         second = sorted((tmp_path / "f.npz.parts").glob("*.safetensors"))[1]
-        second.write_bytes(second.read_bytes()[:50])
+        content = second.read_bytes()
+        damaged = content[:50] if how == "cut" else content[:-1] + bytes([content[-1] ^ 1])
+        second.write_bytes(damaged)
         resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
         torch.testing.assert_close(read_features(tmp_path / "f.npz").features, extract_features(model, images).features)
 
@@ -422,11 +426,18 @@ class TestResumable:
         for change, message in (
             ({"flip": True}, "flip"),
             ({"images": load_images("photos", limit=41)}, "images"),
+            ({"images": type(images)(**{**vars(images), "images": images.images.flip(3)})}, "images"),
             ({"model": other}, "weights"),
         ):
             arguments = {"model": model, "images": images, "output": tmp_path / "f.npz", **change}
             with pytest.raises(ValueError, match=f"another extraction \\(other {message}\\); delete it, or choose"):
                 resumable.extract_to_file(**arguments)
+
+    def test_two_processes_do_not_write_the_same_parts(self, model, images, tmp_path):
+        (tmp_path / "f.npz.parts").mkdir()
+        with FolderLock(tmp_path / "f.npz.parts"), pytest.raises(OSError, match="is being written to by process"):
+            resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
+        resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
 
     def test_paths_are_checked_first(self, model, images, tmp_path):
         (tmp_path / "folder.npz").mkdir()

@@ -20,7 +20,7 @@ import torch
 import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.publishing import save as publishing
-from simco_zoo.training import Pretraining, checkpoint, pretrain
+from simco_zoo.training import Pretraining, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
 from tests.training.test_run import rows
 
@@ -60,7 +60,7 @@ def train(folder: Path, place: str = "", number: float = 0) -> None:
     pixels = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     data = load_images(pixels)
     data = type(data)(**{**vars(data), "labels": torch.arange(24) % 3})
-    step, save, replace = Pretraining.step, checkpoint.torch.save, publishing.os.replace
+    step, save, replace = Pretraining.step, torch.save, publishing.os.replace
 
     def killed_step(self, *inputs):
         if self.state.step + 1 == number:
@@ -88,7 +88,7 @@ def train(folder: Path, place: str = "", number: float = 0) -> None:
         kill()
 
     Pretraining.step = killed_step  # type: ignore[method-assign]
-    checkpoint.torch.save = killed_save  # type: ignore[assignment]
+    torch.save = killed_save  # type: ignore[assignment]
     publishing.os.replace = killed_replace  # type: ignore[assignment]
     if place == "at a moment":
         threading.Thread(target=watch, daemon=True).start()

@@ -15,6 +15,7 @@ import simco_zoo
 from simco_zoo.cli import main
 from simco_zoo.data import load_images
 from simco_zoo.evaluation import knn, read_features
+from simco_zoo.lock import FolderLock
 from tests.data.pictures import bright_and_dark
 
 MODEL = ["--model", "simco_r18_025"]
@@ -234,3 +235,11 @@ def test_linear_by_sgd(tmp_path, capsys):
     assert (output / "confusion.csv").is_file()
     message = fails(capsys, *call, "--weights", "none")
     assert "belongs to another linear evaluation (other weights); delete it" in message
+    with FolderLock(output):
+        assert f"{output} is being written to by process" in fails(capsys, *call)
+    checkpoint = output / "checkpoint.pt"
+    content = bytearray(checkpoint.read_bytes())
+    for damaged in (b"", bytes(content[:-1]), bytes([*content[:99], content[99] ^ 1, *content[100:]])):
+        checkpoint.write_bytes(damaged)
+        message = fails(capsys, *call)
+        assert f"{checkpoint} " in message and "delete it, or choose another --output" in message

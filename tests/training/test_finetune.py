@@ -234,3 +234,11 @@ def test_tensorboard_shows_the_log(done):
     for name in ("loss", "val_top1", "val_top5", "lr"):
         found = [(event.step, event.value) for event in shown.Scalars(name)]
         assert found == [(int(row["epoch"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows], name
+
+
+@pytest.mark.parametrize("name", ["per_class.csv", "confusion.csv", "confusion.png"])
+def test_a_persons_tables_are_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name}, but no run of simco-zoo"):
+        finetune(model(), images(24), images(10, 1), output=tmp_path, **SETTINGS)
+    assert (tmp_path / name).read_text() == "mine"

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from simco_zoo.data import ImageData, load_images
+from simco_zoo.lock import FolderInUseError, FolderLock
 from simco_zoo.training import (
     FinetuneConfig,
     Interrupted,
@@ -27,7 +28,6 @@ from simco_zoo.training import (
     pretrain,
 )
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
-from simco_zoo.training.lock import FolderInUseError, FolderLock
 from simco_zoo.training.optimizer import build_optimizer, build_schedule, extend, plan
 from tests.training.test_pretrain import assert_equal, images, model, weights
 
@@ -93,6 +93,7 @@ def test_the_folder_says_what_the_run_is(finished):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"data": "pixels"}, "other pixels in the training images"),
+    ({"data": "one pixel"}, "other pixels in the training images"),
     ({"data": "names"}, "other file names of the training images"),
     ({"data": "labels"}, "other labels of the training images"),
     ({"data": "classes"}, r"data.classes: None then, \['a', 'b'\] now"),
@@ -106,8 +107,11 @@ def test_what_decides_the_result_is_compared(change, message, copy):
     data, changed = images(24), dict(change)
     pixels = data.images.clone()
     pixels[0] ^= 1
+    one = data.images.clone()
+    one[2, 0, 5, 5] ^= 1  # not of the sample
     variants = {
         "pixels": other(data, images=pixels),
+        "one pixel": other(data, images=one),
         "names": other(data, names=[f"other/{i}" for i in range(24)]),
         "labels": other(data, labels=data.labels.flip(0)),
         "classes": other(data, class_names=["a", "b"]),
@@ -240,7 +244,7 @@ def test_a_persons_own_files_are_left_alone(name, tmp_path, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from simco_zoo.training.lock import FolderLock
+from simco_zoo.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -253,7 +257,7 @@ def test_two_processes_do_not_share_a_folder(copy):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(FolderInUseError, match=f"written by process {holder.pid} on {socket.gethostname()}"):
+            with pytest.raises(FolderInUseError, match=f"written to by process {holder.pid} on {socket.gethostname()}"):
                 run(copy)
             assert (copy / ".lock").is_file()
         finally:
@@ -272,7 +276,7 @@ def test_a_process_does_not_lock_a_folder_twice(tmp_path, monkeypatch):
 
 
 def test_without_system_locks_the_process_in_the_file_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("simco_zoo.training.lock.fcntl", None)
+    monkeypatch.setattr("simco_zoo.lock.fcntl", None)
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     for pid, host, free in (
         (int(ended.stdout), socket.gethostname(), True),
@@ -321,6 +325,9 @@ def test_a_branch_has_settings_of_its_own(finished, tmp_path):
     assert last_state(tmp_path / "b")["optimizer"]["param_groups"][0]["initial_lr"] == pytest.approx(0.01 * 8 / 256)
     # the same command again goes on in the branch
     assert run(tmp_path / "b", resume=str(file), lr=0.01, epochs=3, start=model(seed=9)) == tmp_path / "b" / "last"
+    run(tmp_path / "short", resume=str(file), epochs=1)  # nothing is left to do but to publish
+    assert rows(tmp_path / "short") == rows(finished)[:1]
+    run(tmp_path / "half", resume=str(file), amp="fp16", max_steps=4)
     with pytest.raises(ValueError, match="batch_size: 8 then, 4 now"):
         run(tmp_path / "c", resume=str(file), batch_size=4)
     assert not (tmp_path / "c").exists()
@@ -333,6 +340,57 @@ def test_going_back_to_an_earlier_checkpoint_of_the_same_run(copy):
     run(copy, resume=str(list_checkpoints(copy / "checkpoints")[0]), start=model(seed=9))
     assert json.loads((copy / "summary.json").read_text())["start_step"] == 3
     assert_equal(weights(copy / "last"), expected)
+
+
+def test_a_run_that_went_back_and_was_interrupted_is_not_finished(copy, monkeypatch):
+    expected = weights(copy / "last")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 4)
+        run(copy, resume=str(list_checkpoints(copy / "checkpoints")[0]))
+    assert not (copy / "summary.json").exists()
+    run(copy)
+    assert_equal(weights(copy / "last"), expected)
+
+
+def test_best_is_never_of_a_step_that_was_given_up(copy):
+    """The first epoch is the best so far, best/ that of a later one; then the checkpoint's own weights are taken."""
+    first = list_checkpoints(copy / "checkpoints")[0]
+    shutil.copytree(copy / "last", copy / "best", dirs_exist_ok=True)
+    run(copy, resume=str(first), epochs=3, knn_every=3)
+    entry = json.loads((copy / "best" / "config.json").read_text())["simco_zoo"]
+    summary = json.loads((copy / "summary.json").read_text())
+    assert entry["metrics"]["knn_top1"] == summary["best_knn_top1"]
+    assert entry["recipe"]["steps"] in (3, 9)
+
+
+@pytest.mark.parametrize("what", ["last removed", "best removed", "last damaged", "config cut"])
+def test_a_finished_run_whose_models_are_lost_publishes_them_again(what, copy):
+    expected = weights(copy / "last")
+    name, _, how = what.partition(" ")
+    if how == "removed":
+        shutil.rmtree(copy / name)
+    else:
+        file = copy / "last" / ("model.safetensors" if how == "damaged" else "config.json")
+        file.write_bytes(file.read_bytes()[:-9])
+    run(copy)
+    assert_equal(weights(copy / "last"), expected)
+    assert_equal(weights(copy / "best"), expected)
+
+
+@pytest.mark.parametrize("entry", ["{", '{"run": 7}', '{"identity": "x"}', '{"schedule": [], "branched_from": 5}'])
+def test_a_damaged_run_file_loses_no_run(entry, copy):
+    (copy / "run.json").write_text(entry)
+    (copy / "summary.json").unlink()
+    run(copy)
+    assert json.loads((copy / "summary.json").read_text())["start_step"] == 6
+
+
+def test_a_persons_files_in_a_published_folder_are_seen_before_the_first_step(copy, monkeypatch):
+    (copy / "last" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"holds files that .*notes.txt"):
+        patch.setattr(Pretraining, "step", lambda *_: pytest.fail("training began"))
+        run(copy, epochs=3)
+    assert (copy / "last" / "notes.txt").read_text() == "mine"
 
 
 def test_a_finished_run_can_be_extended(copy, capfd):

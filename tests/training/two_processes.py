@@ -19,10 +19,10 @@ import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.distributed import all_reduce_any, gather_objects, gather_rows, init_distributed, rank, world_size
 from simco_zoo.evaluation import extract_features
+from simco_zoo.lock import FolderLock
 from simco_zoo.losses import dual_temperature
 from simco_zoo.training import Interrupted, Pretraining, finetune, pretrain
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
-from simco_zoo.training.lock import FolderLock
 from tests.training.test_run import rows
 
 # name: model, backbone, its arguments, the method's arguments, settings of the run

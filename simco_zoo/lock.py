@@ -44,6 +44,12 @@ class FolderLock:
         self._descriptor = _take(folder)
         _held.add(self._held)
 
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
     def moved_to(self, folder: Path) -> None:
         """Tells the lock that its folder has got another name."""
         _held.discard(self._held)
@@ -121,4 +127,4 @@ def _in_use(folder: Path, owner: dict[str, Any]) -> str:
             "srun started several processes that do not know of each other: start one per node with "
             "srun --ntasks-per-node=1 torchrun --nproc-per-node GPUS ..., or choose an output for each"
         )
-    return f"the run in {folder} is being written by {who}; {hint} (its lock is {folder / LOCK_FILE})."
+    return f"{folder} is being written to by {who}; {hint} (its lock is {folder / LOCK_FILE})."
