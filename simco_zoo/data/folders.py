@@ -147,8 +147,8 @@ def tree_source(
         raise ValueError(f"{name} holds no images{_what_it_holds(listing)}.")
     parts, divided, skipped = _divide(name, listing.images)
     metadata = [path for path in listing.others if path.rsplit("/", 1)[-1] in METADATA]
-    labeled = _read_metadata(name, metadata, read_text, label_column)
     notes: list[str] = []
+    labeled = _read_metadata(name, metadata, set(listing.images), read_text, label_column, notes)
     if labeled is not None:
         values = {split: [labeled.get(path) for path in part.images] for split, part in parts.items()}
         labels, class_names = encode_labels(values, name)
@@ -276,20 +276,20 @@ def _class_folders(name: str, parts: dict[str, _Part], notes: list[str]) -> tupl
     return labels, class_names if any(value is not None for value in labels.values()) else None
 
 
-def _read_metadata(name: str, files: list[str], read_text: ReadText, label_column: str | None) -> dict[str, Any] | None:
+def _read_metadata(
+    name: str, files: list[str], images: set[str], read_text: ReadText, label_column: str | None, notes: list[str]
+) -> dict[str, Any] | None:
     """Returns the label of each image by its path from metadata.csv or metadata.jsonl files; None if they have none."""
     if label_column == "none":
         return None
     labels: dict[str, Any] = {}
-    columns: list[str] = []
     for path in files:
-        text, folder = read_text(path), path.rpartition("/")[0]
-        if path.endswith(".csv"):
-            table: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
-        else:
-            table = [json.loads(line) for line in text.splitlines() if line.strip()]
-        columns = list(dict.fromkeys(column for row in table for column in row))
+        table = _read_table(name, path, read_text)
+        columns = list(dict.fromkeys(column for row in table for column in row if column))
         column = label_column or next((column for column in LABEL_COLUMNS if column in columns), None)
+        if "file_name" not in columns and label_column is None:
+            notes.append(f"{path} of {name} is not used: it has no column 'file_name', only {shorten(columns)}.")
+            continue
         if column is None:
             continue
         if column not in columns or "file_name" not in columns:
@@ -298,13 +298,34 @@ def _read_metadata(name: str, files: list[str], read_text: ReadText, label_colum
         values = [row.get(column) for row in table]
         if path.endswith(".csv"):
             values = _numbers(values)
+        folder = path.rpartition("/")[0]
         for row, value in zip(table, values, strict=True):
-            labels[posixpath.normpath(posixpath.join(folder, row["file_name"]))] = value
+            labels[posixpath.normpath(posixpath.join(folder, str(row.get("file_name") or "")))] = value
+    missing = sorted(labels.keys() - images)
+    if missing:
+        plural = "s are" if len(missing) > 1 else " is"
+        notes.append(f"{name}: {len(missing)} file{plural} named in its metadata, but not there: {shorten(missing)}.")
     if label_column is not None and not labels:
         raise ValueError(
             f"{name} has no metadata.csv with a column {label_column!r}; its labels are its class folders."
         )
     return labels or None
+
+
+def _read_table(name: str, path: str, read_text: ReadText) -> list[dict[str, Any]]:
+    """Reads the rows of a metadata file; raises ValueError if it is damaged."""
+    try:
+        text = read_text(path)
+        if path.endswith(".csv"):
+            return list(csv.DictReader(io.StringIO(text)))
+        table = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} of {name} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+    except (csv.Error, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} of {name} cannot be read: {error}.") from error
+    if not all(isinstance(row, dict) for row in table):
+        raise ValueError(f"{path} of {name} cannot be read: every line has to be a JSON object.")
+    return table
 
 
 def _numbers(values: list[str | None]) -> list[Any]:

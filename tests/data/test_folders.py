@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,24 @@ def test_metadata_csv_gives_labels(tmp_path, caplog, cells, labels, names):
     assert "2 of 5 images have no label" in caplog.text
     with pytest.raises(ValueError, match="no column 'type'; its columns are file_name, kind"):
         load_images(tmp_path, label_column="type")
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("metadata.csv", b"file_name,label\n0.png,caf\xe9\n", "metadata.csv of .* is not UTF-8 text"),
+    ("metadata.jsonl", b"{broken", "metadata.jsonl of .* cannot be read: Expecting property name"),
+    ("metadata.jsonl", b"[1]", "metadata.jsonl of .* cannot be read: every line has to be a JSON object"),
+    ("metadata.csv", b"file;label\n0.png;cat\n", "is not used: it has no column 'file_name', only file;label"),
+    ("metadata.csv", b"file_name,label\n9.png,cat,7\n0.png\n", "1 file is named in its metadata, but not there: 9.png"),
+])  # fmt: skip
+def test_metadata_that_is_damaged_or_names_other_files_is_not_dropped_in_silence(tmp_path, caplog, name, text, message):
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / name).write_bytes(text)
+    try:
+        load_images(tmp_path)
+    except ValueError as error:
+        assert not isinstance(error, UnicodeError | json.JSONDecodeError) and re.search(message, str(error))
+    else:
+        assert re.search(message, caplog.text)
 
 
 def test_metadata_jsonl_in_each_split(tmp_path):
