@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from simco_zoo.data.transforms import EvalTransform
 from simco_zoo.distributed import is_main
 
 IN_MEMORY_BYTES = 2 * 1024**3
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")  # as timm has them
+CROP_MODES = ("center", "squash", "border")
 _log = logging.getLogger("simco_zoo.data")
 
 
@@ -41,6 +44,17 @@ class ImageSpec:
     seed: int = 0
     whole: bool | int = False
     default_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(
+                f"image_size is {self.image_size}, but has to be at least 1 (or None for the images' own)."
+            )
+        if not 0 < self.crop_pct < math.inf:
+            raise ValueError(f"crop_pct is {self.crop_pct}, but has to be positive.")
+        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(known)}.")
 
     def reader(self, size: int) -> ImageReader:
         mean = self.mean or IMAGENET_MEAN

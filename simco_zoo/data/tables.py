@@ -57,6 +57,7 @@ def tables_source(
     opened: dict[str, OpenEncoded] = {}
     values: dict[str, list[Any] | None] = {}
     names = None
+    notes = []
     for split, table in tables.items():
         table = table.with_format(None)
         column = pick_image_column(table.features, image_column, name)
@@ -71,12 +72,18 @@ def tables_source(
             values[split] = (
                 table.with_format("arrow").select_columns([labels])[:][labels].to_pylist() if len(table) else []
             )
+        elif label_column is None:
+            unusable = [column for column in LABEL_COLUMNS if column in table.features]
+            notes += [f"{name}: the column {column!r} holds no classes; it is not used." for column in unusable]
     encoded_labels, class_names = encode_labels(values, name, names)
+    if any(values.values()) and not any(labels is not None for labels in encoded_labels.values()):
+        notes.append(f"{name}: all labels are hidden (-1) or missing.")
     rows = {
         split: Rows(_row_names(split, opened[split], len(table)), opened[split], encoded_labels[split])
         for split, table in tables.items()
     }
-    return Source(name, rows, class_names, divided=divided, in_memory=in_memory)
+    notes = list(dict.fromkeys(notes))
+    return Source(name, rows, class_names, divided=divided, in_memory=in_memory, notes=notes)
 
 
 def _row_names(split: str, opened: OpenEncoded, count: int) -> list[str]:

@@ -289,8 +289,8 @@ def _check_side(model: nn.Module, config: dict[str, Any], image_size: int | None
 
 
 def _check_tensor(images: Tensor) -> None:
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images has shape {tuple(images.shape)}, but has to be (N, C, H, W) with N of at least 1.")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images has shape {tuple(images.shape)}, but has to be (N, C, H, W), each at least 1.")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images is {images.dtype}; pass uint8 (0-255), or floats that are normalized already.")
 

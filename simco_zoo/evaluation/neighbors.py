@@ -87,12 +87,10 @@ def knn_scores(
         chunk_size: Test rows compared at once.
         device: Device to compute on; default: that of the features.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}, but has to be at least 1.")
+    check_count("k", k)
     if chunk_size is None:
         chunk_size = max(1, _SIMILARITIES // len(train_feats))
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, but has to be at least 1.")
+    check_count("chunk_size", chunk_size)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but has to be positive.")
     k = min(k, len(train_feats))
@@ -144,8 +142,7 @@ def search(bank: Tensor, queries: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
             f"the query features are {tuple(queries.shape)}, but have to be (Q, {bank.shape[1]}); both have to come "
             "from the same model."
         )
-    if k < 1:
-        raise ValueError(f"k is {k}, but has to be at least 1.")
+    check_count("k", k)
     k = min(k, len(bank))
     unit = F.normalize(bank.float(), dim=1)
     found: list[tuple[Tensor, Tensor]] = []
@@ -223,9 +220,20 @@ def find_duplicates(features: Tensor, threshold: float = 0.98) -> list[Duplicate
     return sorted(groups, key=lambda group: (-group.similarity, group.rows))
 
 
+def check_count(name: str, value: int) -> None:
+    """Raises ValueError unless a value is a whole number from 1."""
+    if not float(value).is_integer() or value < 1:
+        raise ValueError(f"{name} is {value}, but has to be {'at least 1' if value < 1 else 'a whole number'}.")
+
+
 def check_features(train_feats: Tensor, train_labels: Tensor, test_feats: Tensor, test_labels: Tensor) -> None:
     """Raises ValueError unless features are (N, D) and (M, D) with a label each."""
     for name, feats, labels in (("train", train_feats, train_labels), ("test", test_feats, test_labels)):
+        for what, value in (("feats", feats), ("labels", labels)):
+            if not isinstance(value, Tensor | None):
+                raise ValueError(
+                    f"{name}_{what} is a {type(value).__name__}, but has to be a tensor (torch.as_tensor)."
+                )
         if feats.ndim != 2 or labels is None or labels.shape != feats.shape[:1] or len(feats) == 0:
             shape = None if labels is None else tuple(labels.shape)
             raise ValueError(

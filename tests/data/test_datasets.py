@@ -212,6 +212,18 @@ def test_a_torch_data_set_that_keeps_its_images():
             assert next(data.batches([torch.arange(4)]))[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"image_size": 0}, "image_size is 0, but has to be at least 1"),
+    ({"image_size": -3}, "image_size is -3"),
+    ({"crop_pct": 0.0}, "crop_pct is 0.0, but has to be positive"),
+    ({"interpolation": "cubic"}, "interpolation is 'cubic', but has to be one of bicubic, bilinear"),
+    ({"crop_mode": "centre"}, "crop_mode is 'centre', but has to be one of center, squash, border"),
+])  # fmt: skip
+def test_settings_that_bring_no_image_to_size(class_folders, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(class_folders, **settings)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_limit_takes_evenly_spaced_images(class_folders, in_memory):
     every, data = load_images(class_folders), load_images(class_folders, limit=4, in_memory=in_memory)

@@ -116,6 +116,8 @@ def test_hidden_labels(caplog):
     assert test.labels.tolist() == [1] and test.split == "validation"
     assert "the labels of test are hidden, so validation is measured on" in caplog.text
     assert load_images(hidden, "test").labels is None  # the images themselves are there
+    load_images(table([-1, -1], names))
+    assert "data set: all labels are hidden (-1) or missing." in caplog.text
 
 
 def test_images_without_a_label_are_kept_and_counted(caplog):
@@ -156,10 +158,12 @@ def test_names_are_numbered_over_all_splits():
     ([0.7, 1.0], "hold 0.7, a float"),
     ([-3, 1], "hold -3; class numbers start at 0"),
 ])  # fmt: skip
-def test_labels_that_cannot_be_classes(labels, message):
+def test_labels_that_cannot_be_classes(caplog, labels, message):
     with pytest.raises(ValueError, match=message):
         load_images(table(labels))
     assert load_images(table(labels), label_column="none").labels is None
+    assert load_images(table([[0], [1]])).labels is None  # several classes for each image
+    assert "the column 'label' holds no classes; it is not used" in caplog.text
 
 
 def test_a_list_of_mixed_labels_is_an_error():

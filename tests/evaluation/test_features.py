@@ -206,6 +206,8 @@ def test_errors(model, tmp_path):
         extract_features(timm.create_model("simco_r18_025", global_pool=""), uint8())
     with pytest.raises(ValueError, match=r"images has shape \(3, 32, 32\)"):
         extract_features(model, uint8()[0])
+    with pytest.raises(ValueError, match=r"images has shape \(2, 3, 0, 0\)"):
+        extract_features(model, torch.zeros(2, 3, 0, 0, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"images is torch\.int64"):
         extract_features(model, uint8().long())
     with pytest.raises(ValueError, match="has to end in one of"):

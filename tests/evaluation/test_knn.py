@@ -182,6 +182,8 @@ def test_fewer_than_five_classes():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"k": 0}, "k is 0"),
+    ({"k": 2.5}, "k is 2.5, but has to be a whole number"),
+    ({"test_feats": np.zeros((20, 12))}, "test_feats is a ndarray, but has to be a tensor"),
     ({"temperature": 0.0}, "temperature is 0.0"),
     ({"train_labels": torch.zeros(3)}, "train_labels"),
     ({"test_feats": torch.zeros(20, 3)}, "the same model"),
