@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             rounded = measure(folder, args)
             change = {f"half_{key}_change": round(rounded[key] - whole[key], 3) for key in ("knn_top1", "linear_top1")}
             print(f"half: {rounded}, {change}")
-            half = min(change.values()) > -LARGEST_LOSS
+            half = min(change.values()) >= -LARGEST_LOSS
             stated = {**rounded, **change} if half else whole
     save(target, half, stated)
     print(f"{target} is in {'half precision' if half else 'fp32'}")
