@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +16,52 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.compare import Row, compare
+from benchmarks.compare import Row, compare, in_turns, judge
 from simco_zoo.data import PRESETS, TwoViews, load_images
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
 
 
+# side in pixels, preset, share of the batch that keeps a call short, aim
+VIEWS = ((32, "cifar", 1, 4.0), (96, "cifar", 4, 4.0), (224, "imagenet", 16, 2.0))
+
+
 def benchmark_views(args: argparse.Namespace) -> Iterator[Row]:
-    preset = PRESETS["cifar"]
-    images = torch.randint(0, 256, (args.batch_size, 3, 32, 32), dtype=torch.uint8)
-    pils = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    pipeline = transforms.Compose(
+    """Two views of a batch against torchvision's pipeline for each image, with the cost of an image at each side."""
+    for side, name, share, aim in VIEWS:
+        images = torch.randint(0, 256, (max(1, args.batch_size // share), 3, side, side), dtype=torch.uint8)
+        pils = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        pipeline, views = torchvision_views(name, side), TwoViews(name, size=side)
+        generator = torch.Generator().manual_seed(0)
+        pairs = in_turns(
+            partial(views, images, generator=generator),
+            lambda pils=pils, pipeline=pipeline: [torch.stack([pipeline(pil) for pil in pils]) for _ in range(2)],
+            args.runs,
+        )
+        cost, theirs = (1000 * statistics.median(seconds) / len(images) for seconds in zip(*pairs, strict=True))
+        what = (
+            f"two views of {len(images)} images of {side} px ({name}), {args.threads} thread(s), {cost:.3g} ms an "
+            f"image where torchvision takes {theirs:.3g}: images/s / torchvision's"
+        )
+        yield judge(what, [baseline / ours for ours, baseline in pairs], aim, at_least=True)
+
+
+def torchvision_views(name: str, side: int) -> Callable[[Image.Image], torch.Tensor]:
+    """Returns the same random view as one image's pipeline of torchvision."""
+    preset = PRESETS[name]
+    mode = BICUBIC if preset.interpolation == "bicubic" else transforms.InterpolationMode.BILINEAR
+    width = 2 * (side // 20) + 1  # of the blur's kernel, a tenth of the image
+    blur = transforms.RandomApply([transforms.GaussianBlur(width, (0.1, 2.0))], p=preset.blur)
+    return transforms.Compose(
         [
-            transforms.RandomResizedCrop(32, preset.scale, interpolation=BICUBIC),
+            transforms.RandomResizedCrop(side, preset.scale, interpolation=mode),
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             transforms.RandomGrayscale(p=0.2),
+            *([blur] if preset.blur else []),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(preset.mean, preset.std),
         ]
-    )
-    views, generator = TwoViews("cifar"), torch.Generator().manual_seed(0)
-    what = f"two views of {args.batch_size} images of 32 px, {args.threads} thread(s): images/s / torchvision's"
-    yield compare(
-        what,
-        lambda: views(images, generator=generator),
-        lambda: [torch.stack([pipeline(pil) for pil in pils]) for _ in range(2)],
-        args.runs,
-        4.0,
-        inverse=True,
     )
 
 

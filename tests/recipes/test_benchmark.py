@@ -71,8 +71,12 @@ def test_views_loader_step_and_knn(recipes, capsys, without_lightly):
     parts = ["views", "loader", "step", "knn"]
     found = rows_of(recipes, capsys, *parts, "--runs", 1, "--n", 32, "--batch-size", 4, "--workers", 0)
     rows = found["rows"]
-    assert [set(row) for row in rows] == [COLUMNS] * 7
-    assert [row["what"].split(":")[0] for row in rows[2:5]] == ["simco", "simmoco", "mocov2"]
+    assert [set(row) for row in rows] == [COLUMNS] * 9
+    assert [row["what"].split(":")[0] for row in rows[4:7]] == ["simco", "simmoco", "mocov2"]
+    for side, preset, aim in ((32, "cifar", 4.0), (96, "cifar", 4.0), (224, "imagenet", 2.0)):
+        row = find(rows, f"images of {side} px ({preset})")
+        cost, theirs = map(float, re.search(r", (\S+) ms .* takes (\S+):", row["what"]).groups())
+        assert row["aim"] == f">= {aim}" and row["ratio"] == pytest.approx(theirs / cost, rel=0.02)
     assert find(rows, "16 JPEGs")["ratio"] > 0
     agreement = find(rows, "scikit-learn's top-1")
     assert agreement["met"] and 5 < float(agreement["what"].split("(")[1].split()[0]) < 99
