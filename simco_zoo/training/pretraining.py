@@ -59,7 +59,6 @@ def pretrain(
 
     The run's folder gets ``log.csv``, ``curves.png`` (if matplotlib is installed), ``summary.json``, ``checkpoints/``
     and two published folders: ``last/`` and ``best/`` (by kNN accuracy; the last if there are no labels to measure it).
-
     The order of the images and the views depend on the seed, the epoch, the step and the place in the batch alone.
 
     Under torchrun every process calls this with the same arguments and computes its share of each batch; the first one
