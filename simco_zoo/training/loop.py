@@ -95,9 +95,9 @@ def train(trainer: Trainer, run: Run, description: str) -> None:
     """
     state = trainer.state
     with run.training(trainer.total_steps, description):
+        if state.rows:  # what is published has the log, of which another folder has none yet
+            run.write_log(state.step == trainer.total_steps)
         _settle_best(trainer, run)
-        if state.step == trainer.total_steps:  # only what a run ends with is left to do
-            run.write_log(True)
         try:
             while state.step < trainer.total_steps:
                 row = run_epoch(trainer, run)

@@ -50,6 +50,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in found]
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch) -> None:
+    """Drawing takes most of the seconds of a run this short; test_pretrain.py looks at the curves."""
+    monkeypatch.setattr("simco_zoo.training.log.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
@@ -327,6 +333,8 @@ def test_a_branch_has_settings_of_its_own(finished, tmp_path):
     assert run(tmp_path / "b", resume=str(file), lr=0.01, epochs=3, start=model(seed=9)) == tmp_path / "b" / "last"
     run(tmp_path / "short", resume=str(file), epochs=1)  # nothing is left to do but to publish
     assert rows(tmp_path / "short") == rows(finished)[:1]
+    run(tmp_path / "long", resume=str(list_checkpoints(finished / "checkpoints")[-1]), epochs=3)
+    assert rows(tmp_path / "long")[:2] == rows(finished)
     run(tmp_path / "half", resume=str(file), amp="fp16", max_steps=4)
     with pytest.raises(ValueError, match="batch_size: 8 then, 4 now"):
         run(tmp_path / "c", resume=str(file), batch_size=4)
