@@ -12,7 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from simco_zoo.hub.registry import published
+from simco_zoo.hub.registry import DEFAULT_TAG, damaged, published
 from simco_zoo.hub.weights import build_verified
 from simco_zoo.models.small_stem import SmallStemResNet, small_cfg
 
@@ -26,11 +26,16 @@ _ARCHITECTURES = [f"{method}_{size}" for method, sizes in _SIZES.items() for siz
 
 
 def _published_cfgs() -> dict[str, dict[str, Any]]:
-    """Returns a cfg for each published model, then one without weights for each name that has none."""
+    """Returns a cfg for each published model, then one without weights for each name that has none.
+
+    Damaged default weights have one, too: their error is raised, and timm does not take other weights instead.
+    """
     cfgs = {name: small_cfg(**entry.timm_cfg()) for name, entry in published().items()}
     for architecture in _ARCHITECTURES:
         if not any(name.split(".")[0] == architecture for name in cfgs):
             cfgs[architecture] = small_cfg()
+        if (default := f"{architecture}.{DEFAULT_TAG}") in damaged():
+            cfgs[f"{default}*"] = small_cfg()  # the star makes it timm's default
     return cfgs
 
 

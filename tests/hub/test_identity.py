@@ -411,12 +411,20 @@ for name in ("simco_r18_025", "simco_r18_025.cifar100", "simco_r34"):
         simco_zoo.create_model(name, pretrained=True)
     except simco_zoo.hub.WeightsError as error:
         print(error)
+import timm
+assert "simco_r18_025.cifar100" not in timm.list_models("simco*", pretrained=True)
+try:
+    timm.create_model("simco_r18_025", pretrained=True)
+except simco_zoo.hub.WeightsError as error:
+    print(error)
+assert timm.create_model("simco_r18_025.cifar10", pretrained=True).num_features == 128
+assert timm.create_model("simco_r18_025").num_features == 128
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert "config.json is damaged or was edited" in lines[0] and lines[1] == lines[0]
-    assert "registry.json cannot be read" in lines[2]
+    assert "registry.json cannot be read" in lines[2] and lines[3] == lines[0]
 
 
 @pytest.mark.parametrize(("entry", "message"), [
