@@ -18,6 +18,10 @@ class Module(lightning.LightningModule):
         self.save_hyperparameters()
         self.model = simco_zoo.create_model(method, backbone="test_resnet", small_stem=True)
 
+    def on_train_epoch_start(self):
+        # MoCo shuffles its keys by torch's global generator, whose state Lightning does not keep
+        torch.manual_seed(self.current_epoch)
+
     def training_step(self, batch, _):
         return self.model.contrast(*batch)["loss"]
 
@@ -37,7 +41,6 @@ def test_resumed_and_loaded(method, tmp_path, views):
     loader = torch.utils.data.DataLoader(data, batch_size=4)
 
     def fit(module: Module, epochs: int, checkpoint: object = None) -> Module:
-        torch.manual_seed(epochs if checkpoint else 0)
         trainer = lightning.Trainer(
             default_root_dir=tmp_path, max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
             enable_model_summary=False, enable_checkpointing=False,
@@ -52,8 +55,6 @@ def test_resumed_and_loaded(method, tmp_path, views):
     first = fit(start, 1)
     loaded = Module.load_from_checkpoint(tmp_path / "1.ckpt", weights_only=True)
     assert equal(loaded, first)
-    if method.startswith("moco"):
-        return  # its keys are shuffled by torch's global generator, whose state Lightning does not keep
     resumed = fit(Module(method), 2, tmp_path / "1.ckpt")
     straight = Module(method)
     straight.load_state_dict(state)

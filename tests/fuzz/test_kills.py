@@ -131,13 +131,13 @@ def test_killed_at_random(tmp_path, fuzz_count):
         count = most if fuzz_count == 0 else min(most, -(-fuzz_count // 20))
         folders = [tmp_path / place]
         for step in sorted(draw.sample(range(1, STEPS + 1), count)):
-            if place == "at a moment":
-                number: float = draw.uniform(0.1, 0.5) * seconds
-            else:
-                number = step
-            if (folders[-1] / "summary.json").is_file():  # it is finished, and nothing would be hit
-                folders.append(tmp_path / f"{place} {len(folders)}")
-            killed[place] += start(folders[-1], place, number) == -signal.SIGKILL
+            hit = False
+            while not hit:  # a run that is finished before its moment comes is followed by another one
+                if (folders[-1] / "summary.json").is_file():
+                    folders.append(tmp_path / f"{place} {len(folders)}")
+                number = draw.uniform(0.1, 0.5) * seconds if place == "at a moment" else step
+                hit = start(folders[-1], place, number) == -signal.SIGKILL
+            killed[place] += 1
         for folder in folders:
             assert start(folder) == 0
             check_equal(folder, tmp_path / "whole")
