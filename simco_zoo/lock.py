@@ -1,4 +1,4 @@
-"""A lock on a run's folder: two processes never write to the same run."""
+"""A lock on a folder: two processes never write to the same run, extraction or linear evaluation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+from simco_zoo.distributed import on_main
 
 LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -44,12 +48,6 @@ class FolderLock:
         self._descriptor = _take(folder)
         _held.add(self._held)
 
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
     def moved_to(self, folder: Path) -> None:
         """Tells the lock that its folder has got another name."""
         _held.discard(self._held)
@@ -63,6 +61,26 @@ class FolderLock:
             _held.discard(self._held)
             (self.folder / LOCK_FILE).unlink(missing_ok=True)
             os.close(self._descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if it is not there, for all processes of a job.
+
+    Raises:
+        OSError: On each of them, if the first one cannot make it, or a process of another job holds it.
+    """
+
+    def take() -> FolderLock | None:
+        folder.mkdir(exist_ok=True)
+        return FolderLock(folder)
+
+    lock = on_main(take, lambda _: None)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _take(folder: Path) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +34,7 @@ from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation.linear import linear_scores
 from simco_zoo.evaluation.linear_sgd import LEARNING_RATES, linear_probe_sgd
 from simco_zoo.files import check_disk_space
-from simco_zoo.lock import FolderLock
+from simco_zoo.lock import locked
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +85,7 @@ def by_sgd(args: argparse.Namespace) -> dict[str, Any]:
             f"{row['held_out_top1']:.2f} % at rate {row['rate']:g}"
         )
 
-    with FolderLock(output) if is_main() else nullcontext():
+    with locked(output):
         result = linear_probe_sgd(
             model,
             images,

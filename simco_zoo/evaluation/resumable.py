@@ -20,7 +20,7 @@ from simco_zoo.distributed import gather_objects, is_main, on_main
 from simco_zoo.evaluation.export import write_features, writer_for
 from simco_zoo.evaluation.features import collect, iterate_features
 from simco_zoo.files import atomic_write, check_disk_space, write_text
-from simco_zoo.lock import FolderLock
+from simco_zoo.lock import locked
 
 PART_IMAGES = 1024  # at least, of one part
 WAITING_FILE = "parts.json"  # the hash of each part, and the images skipped so far
@@ -64,8 +64,8 @@ def extract_to_file(
     made = {"image_size": images.image_size, "flip": flip, "amp": None if amp is None else str(amp), **(info or {})}
     identity = {**made, "weights": hash_weights(model), "images": hash_images(images)}
     folder = path.with_name(f"{path.name}.parts")
-    parts: Any = on_main(lambda: _Parts(folder, identity), lambda _: None)
-    try:
+    with locked(folder):
+        parts: Any = on_main(lambda: _Parts(folder, identity), lambda _: None)
         start = gather_objects(parts.end if is_main() else 0)[0]
         pending: list[tuple[Tensor, Tensor]] = []
         for rows, batch in iterate_features(
@@ -88,9 +88,6 @@ def extract_to_file(
             summary = {"count": len(found), "dim": found.features.shape[1], "output": str(path)}
             summary["skipped"] = found.skipped
         return gather_objects(summary)[0]
-    finally:
-        if is_main():
-            parts.lock.release()
 
 
 def check_output(path: Path) -> None:
@@ -117,30 +114,20 @@ def hash_images(images: ImageData) -> str:
 
 
 class _Parts:
-    """The folder in which the features wait; it is locked until ``lock`` is released.
+    """The folder in which the features wait.
 
     Args:
-        folder: Made if it is not there.
+        folder: The folder; it exists, and is locked.
         identity: What the features depend on.
 
     Raises:
         ValueError: If the folder holds parts of another extraction.
-        OSError: If another process writes to it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.files = folder, list[Path]()
         self.waiting: dict[str, Any] = {"parts": {}, "skipped": []}
-        folder.mkdir(exist_ok=True)
-        self.lock = FolderLock(folder)
-        try:
-            self._take_over(folder / "identity.json", identity)
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def _take_over(self, file: Path, identity: dict[str, Any]) -> None:
-        """Goes on with what an interrupted call has left, or begins."""
+        file = folder / "identity.json"
         if not file.is_file():
             write_text(file, json.dumps(identity, indent=2))
             return
@@ -148,13 +135,13 @@ class _Parts:
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
         if changed:
             raise ValueError(
-                f"{self.folder} holds a part of another extraction (other {', '.join(changed)}); delete it, or choose "
+                f"{folder} holds a part of another extraction (other {', '.join(changed)}); delete it, or choose "
                 "another --output."
             )
-        waiting = self.folder / WAITING_FILE
+        waiting = folder / WAITING_FILE
         if waiting.is_file():
             self.waiting.update(_read_json(waiting))
-        self.files = list(itertools.takewhile(self._is_whole, sorted(self.folder.glob("*.safetensors"))))
+        self.files = list(itertools.takewhile(self._is_whole, sorted(folder.glob("*.safetensors"))))
 
     @property
     def end(self) -> int:

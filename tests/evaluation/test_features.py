@@ -17,7 +17,7 @@ from simco_zoo.data import load_images, resolve_transform
 from simco_zoo.evaluation import Features, extract_features, read_features, resumable, write_features
 from simco_zoo.evaluation import features as features_module
 from simco_zoo.evaluation.neighbors import find_duplicates
-from simco_zoo.lock import FolderLock
+from simco_zoo.lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +437,7 @@ class TestResumable:
 
     def test_two_processes_do_not_write_the_same_parts(self, model, images, tmp_path):
         (tmp_path / "f.npz.parts").mkdir()
-        with FolderLock(tmp_path / "f.npz.parts"), pytest.raises(OSError, match="is being written to by process"):
+        with locked(tmp_path / "f.npz.parts"), pytest.raises(OSError, match="is being written to by process"):
             resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
         resumable.extract_to_file(model, images, tmp_path / "f.npz", 4)
 

@@ -15,7 +15,7 @@ import simco_zoo
 from simco_zoo.cli import main
 from simco_zoo.data import load_images
 from simco_zoo.evaluation import knn, read_features
-from simco_zoo.lock import FolderLock
+from simco_zoo.lock import locked
 from tests.data.pictures import bright_and_dark
 
 MODEL = ["--model", "simco_r18_025"]
@@ -237,7 +237,7 @@ def test_linear_by_sgd(tmp_path, capsys):
     assert (output / "confusion.csv").is_file()
     message = fails(capsys, *call, "--weights", "none")
     assert "belongs to another linear evaluation (other weights); delete it" in message
-    with FolderLock(output):
+    with locked(output):
         assert f"{output} is being written to by process" in fails(capsys, *call)
     checkpoint = output / "checkpoint.pt"
     content = bytearray(checkpoint.read_bytes())
