@@ -61,6 +61,15 @@ class Cell:
     folder: Path = Path()
 
 
+def check_start(cells: Sequence[Cell]) -> None:
+    """Raises ValueError if cells are to continue the weights of another method than theirs."""
+    for start in {cell.start for cell in cells if cell.start is not None}:
+        method = create_model(start, pretrained=True).method
+        for cell in cells:
+            if cell.method not in (method, DictionaryModel.method):
+                raise ValueError(f"{start} are weights of {method}, but this cell trains {cell.method}.")
+
+
 def run_cell(cell: Cell) -> tuple[Row, list[Row]]:
     """Trains a cell and measures it; a cell that was interrupted goes on from its checkpoint.
 
@@ -171,20 +180,21 @@ def _images(source: str, load: tuple[tuple[str, Any], ...]) -> tuple[ImageData, 
 
 
 def _build(cell: Cell) -> Any:
-    own = cell.method == DictionaryModel.method
+    if cell.method == DictionaryModel.method:
+        return _build_dictionary_model(cell)
     if cell.start is None:
-        if own:
-            return DictionaryModel(create_model("simmoco", backbone=cell.backbone).backbone, **cell.arguments)
         return create_model(cell.method, backbone=cell.backbone, **cell.arguments)
-    start = create_model(cell.start, pretrained=True)
-    if own:
-        sizes = {name: start.method_config()[name] for name in ("proj_hidden_dim", "proj_dim")}
-        model = DictionaryModel(start.backbone, **sizes, **cell.arguments)
-        model.projector.load_state_dict(start.projector.state_dict())
-        return model
-    if start.method != cell.method:
-        raise ValueError(f"{cell.start} are weights of {start.method}, but this cell trains {cell.method}.")
     return create_model(cell.start, pretrained=True, **cell.arguments)
+
+
+def _build_dictionary_model(cell: Cell) -> DictionaryModel:
+    if cell.start is None:
+        return DictionaryModel(create_model("simmoco", backbone=cell.backbone).backbone, **cell.arguments)
+    start = create_model(cell.start, pretrained=True)
+    sizes = {name: start.method_config()[name] for name in ("proj_hidden_dim", "proj_dim")}
+    model = DictionaryModel(start.backbone, **sizes, **cell.arguments)
+    model.projector.load_state_dict(start.projector.state_dict())
+    return model
 
 
 def _diagnose(model: Any, images: ImageData, cell: Cell) -> Row:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simco_zoo.analysis.cells import Cell, Row, read_table, run_cells
+from simco_zoo.analysis.cells import Cell, Row, check_start, read_table, run_cells
 from simco_zoo.analysis.figure import write_figure
 from simco_zoo.files import write_text
 from simco_zoo.training.log import write_log
@@ -120,13 +120,15 @@ def run_study(
         The caption, and the error of each cell that failed by its name.
 
     Raises:
-        ValueError: If the folder holds results of other settings, or no cell has been finished.
+        ValueError: If the folder holds results of other settings, the weights to start from are those of another method
+            than a cell's, or no cell has been finished.
     """
+    cells = {_name(study, cell.labels, cell.training["seed"]): cell for cell in study.make_cells(settings)}
+    check_start(list(cells.values()))
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(output / f"{study.name}_settings.json", settings)
     tables = [output / f"{study.name}.csv", output / f"{study.name}_epochs.csv"]
     rows, points = ([] if not path.is_file() else read_table(path) for path in tables)
-    cells = {_name(study, cell.labels, cell.training["seed"]): cell for cell in study.make_cells(settings)}
     done = {_name(study, row, row["seed"]) for row in rows}
     waiting = [_placed(cell, output / "cells" / name) for name, cell in cells.items() if name not in done]
     say(f"{study.name}: {len(cells)} cells, {len(cells) - len(waiting)} of them done before")

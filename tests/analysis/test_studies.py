@@ -96,7 +96,8 @@ def test_a_cell_continues_published_weights(tmp_path):
         assert all(torch.equal(started.state_dict()[name], value) for name, value in published.items())
         assert getattr(started, "dt_m", None) in (0.5, 1.0)  # of the study, not of the weights
     with pytest.raises(ValueError, match="weights of simco, but this cell trains mocov2"):
-        cells._build(list(COLLAPSE.make_cells(settings))[1])
+        run_study(COLLAPSE, settings, tmp_path / "collapse")
+    assert not (tmp_path / "collapse").exists()  # no training has begun
     caption, _ = run_study(TEMPERATURE, settings, tmp_path, max_cells=1)
     assert caption.startswith("from the weights of simco_r18_025 on photos at 16 px")
     assert 0 < float(table(tmp_path / "temperature_epochs.csv")[0]["strength_cv"]) < 2
