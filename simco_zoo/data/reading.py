@@ -22,10 +22,9 @@ from simco_zoo.data.rows import Rows, Source, Subset
 from simco_zoo.data.subsets import shorten
 from simco_zoo.data.transforms import EvalTransform
 from simco_zoo.distributed import is_main
+from simco_zoo.hub.config import CROP_MODES, INTERPOLATIONS
 
 IN_MEMORY_BYTES = 2 * 1024**3
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")  # as timm has them
-CROP_MODES = ("center", "squash", "border")
 _log = logging.getLogger("simco_zoo.data")
 
 

@@ -19,6 +19,9 @@ from timm.models import PretrainedCfg
 
 from simco_zoo.hub.download import WeightsError
 
+# timm's, in its own words
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")
+CROP_MODES = ("center", "squash", "border")
 MODEL_FILE, PROJECTOR_FILE, CONFIG_FILE = "model.safetensors", "projector.safetensors", "config.json"
 FORMAT = 2  # of the "simco_zoo" section; folders of format 1 have no hash of their config.json
 CONFIG_HASH = "config_sha256"
@@ -222,11 +225,10 @@ _PRETRAINED_CFG: _Rules = {
     "test_input_size": (_optional(_SIZE[0]), _SIZE[1]),
     "min_input_size": (_optional(_SIZE[0]), _SIZE[1]),
     "fixed_input_size": _BOOL,
-    "interpolation": (lambda v: v in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random"), "one "
-                      "of timm's interpolation modes"),
+    "interpolation": (lambda v: v in INTERPOLATIONS, "one of timm's interpolation modes"),
     "crop_pct": _POSITIVE,
     "test_crop_pct": (_optional(_POSITIVE[0]), _POSITIVE[1]),
-    "crop_mode": (lambda v: v in ("center", "squash", "border"), "center, squash or border"),
+    "crop_mode": (lambda v: v in CROP_MODES, "center, squash or border"),
     "mean": (_list_of(_is_number), "a list of numbers"),
     "std": (_list_of(_POSITIVE[0]), "a list of positive numbers"),
     "num_classes": (_optional(_is_count), "an integer of at least 0"),
