@@ -53,37 +53,52 @@ def _find_dictionaries(rows: Rows, epochs: Rows) -> str:
 def _draw_dictionaries(figure: Any, rows: Rows, epochs: Rows) -> None:
     heat, lines, bars = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
     own = [row for row in rows if row["strength"] == "own"]
-    sizes = values(own, "vector")
-    grid = [[mean(own, "knn_top1", vector=vector, scalar=scalar) for scalar in sizes] for vector in sizes]
-    image = heat.imshow(grid, origin="lower", cmap="viridis")
-    for (i, vector), (j, scalar) in product(enumerate(sizes), enumerate(sizes)):
-        value = mean(own, "knn_top1", vector=vector, scalar=scalar)
-        dark = image.norm(value) < 0.6
-        heat.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    for axis in (heat.xaxis, heat.yaxis):
+    _draw_sizes_crossed(heat, own)
+    _draw_one_size(lines, own)
+    _draw_controls(bars, rows)
+
+
+def _draw_sizes_crossed(axes: Any, rows: Rows) -> None:
+    sizes = values(rows, "vector")
+    grid = [[mean(rows, "knn_top1", vector=vector, scalar=scalar) for scalar in sizes] for vector in sizes]
+    image = axes.imshow(grid, origin="lower", cmap="viridis")
+    for (i, line), j in product(enumerate(grid), range(len(sizes))):
+        color = "white" if image.norm(line[j]) < 0.6 else "black"  # readable on dark and on light cells
+        axes.text(j, i, shown(line[j]), ha="center", va="center", fontsize=9, color=color)
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(range(len(sizes)), [str(size) for size in sizes])
-    heat.set_title("kNN top-1", fontsize=11)
-    heat.set_xlabel("keys for the strength")
-    heat.set_ylabel("keys for the direction")
+    axes.set_title("kNN top-1", fontsize=11)
+    axes.set_xlabel("keys for the strength")
+    axes.set_ylabel("keys for the direction")
+
+
+def _draw_one_size(axes: Any, rows: Rows) -> None:
+    few = values(rows, "vector")[0]
+    for what, varied, fixed, color in (
+        ("strength", "scalar", "vector", RUN_COLORS[0]),
+        ("direction", "vector", "scalar", RUN_COLORS[1]),
+    ):
+        points = series(rows, varied, "knn_top1", **{fixed: few})
+        axes.plot(*points, marker="o", color=color, label=f"keys for the {what}")
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False, fontsize=8)
+    finish_axes(axes, f"the other one at {few}", "keys", "kNN top-1")
+
+
+def _draw_controls(axes: Any, rows: Rows) -> None:
+    sizes = values(rows, "vector")
     few = sizes[0]
-    for number, (x, fixed) in enumerate({"scalar": "vector", "vector": "scalar"}.items()):
-        what = {"scalar": "strength", "vector": "direction"}[x]
-        points = series(own, x, "knn_top1", **{fixed: few})
-        lines.plot(*points, marker="o", color=RUN_COLORS[number], label=f"keys for the {what}")
-    lines.set_xscale("log", base=2)
-    lines.legend(frameon=False, fontsize=8)
-    finish_axes(lines, f"the other one at {few}", "keys", "kNN top-1")
     for number, scalar in enumerate(dict.fromkeys((few, sizes[-1]))):
         heights = [mean(rows, "knn_top1", vector=few, scalar=scalar, strength=name) for name in CONTROLS]
         places = [i + 0.38 * number for i in range(len(CONTROLS))]
-        drawn = bars.bar(places, heights, 0.36, color=RUN_COLORS[number], label=f"{scalar} keys for the strength")
-        bars.bar_label(drawn, fmt="%.2f", fontsize=7)
-    bars.set_xticks([i + 0.19 for i in range(len(CONTROLS))], list(CONTROLS.values()))
-    bars.set_xlim(-0.4, len(CONTROLS) - 0.3)
-    bars.tick_params(axis="x", labelsize=8)
-    finish_axes(bars, f"controls, {few} keys for the direction", "", "kNN top-1")
-    bars.legend(frameon=False, fontsize=8)
-    _from_lowest(bars, [row["knn_top1"] for row in rows])
+        drawn = axes.bar(places, heights, 0.36, color=RUN_COLORS[number], label=f"{scalar} keys for the strength")
+        axes.bar_label(drawn, fmt="%.2f", fontsize=7)
+    axes.set_xticks([i + 0.19 for i in range(len(CONTROLS))], list(CONTROLS.values()))
+    axes.set_xlim(-0.4, len(CONTROLS) - 0.3)
+    axes.tick_params(axis="x", labelsize=8)
+    finish_axes(axes, f"controls, {few} keys for the direction", "", "kNN top-1")
+    axes.legend(frameon=False, fontsize=8)
+    _from_lowest(axes, [row["knn_top1"] for row in rows])
 
 
 DICTIONARIES = Study(
@@ -178,17 +193,19 @@ def _find_staleness(rows: Rows, epochs: Rows) -> str:
 
 def _draw_staleness(figure: Any, rows: Rows, epochs: Rows) -> None:
     by_age, by_momentum = figure.subplots(1, 2, sharey=True)
-    now = mean(rows, "knn_top1", kind="age", value=0.0)
-    for axes, kind, x in (
-        (by_age, "age", "age of the negatives in steps"),
-        (by_momentum, "momentum", "momentum of the negatives' encoder"),
-    ):
-        places, heights = series(rows, "value", "knn_top1", kind=kind)
-        drawn = axes.bar([f"{place:g}" for place in places], heights, 0.6, color=RUN_COLORS[kind == "momentum"])
-        axes.bar_label(drawn, fmt="%.2f", fontsize=8)
-        axes.axhline(now, color="black", linewidth=0.8, linestyle=":")
-        finish_axes(axes, "negatives from the queue" if kind == "age" else "negatives from the batch", x, "kNN top-1")
+    _draw_kind(by_age, rows, "age", RUN_COLORS[0])
+    finish_axes(by_age, "negatives from the queue", "age of the negatives in steps", "kNN top-1")
+    _draw_kind(by_momentum, rows, "momentum", RUN_COLORS[1])
+    finish_axes(by_momentum, "negatives from the batch", "momentum of the negatives' encoder", "kNN top-1")
     _from_lowest(by_age, [row["knn_top1"] for row in rows])
+
+
+def _draw_kind(axes: Any, rows: Rows, kind: str, color: str) -> None:
+    places, heights = series(rows, "value", "knn_top1", kind=kind)
+    drawn = axes.bar([f"{place:g}" for place in places], heights, 0.6, color=color)
+    axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+    now = mean(rows, "knn_top1", kind="age", value=0.0)
+    axes.axhline(now, color="black", linewidth=0.8, linestyle=":")
 
 
 STALENESS = Study(
