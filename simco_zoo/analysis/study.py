@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import variance
 from typing import Any
 
 from simco_zoo.analysis.cells import Cell, Row, check_start, read_table, run_cells
@@ -144,7 +145,8 @@ def run_study(
     failed = run_cells(waiting[:max_cells], processes, finished)
     if not rows:
         raise ValueError(f"no cell of {study.name} was finished: {next(iter(failed.values()), 'there is none')}")
-    caption = f"{_describe(settings, len(rows), len(cells))}\n{study.expected}\nFound: {study.find(rows, points)}"
+    described = _describe(settings, study.labels, rows, len(cells))
+    caption = f"{described}\n{study.expected}\nFound: {study.find(rows, points)}"
     figure = output / f"{study.name}.png"
     write_figure(figure, lambda drawn: study.draw(drawn, rows, points), caption, width=10)
     return caption, failed
@@ -200,12 +202,26 @@ def _check_settings(path: Path, settings: Settings) -> None:
     write_text(path, json.dumps(now, indent=2) + "\n")
 
 
-def _describe(settings: Settings, done: int, total: int) -> str:
+def _describe(settings: Settings, labels: tuple[str, ...], rows: Rows, total: int) -> str:
     start = settings.backbone if settings.start is None else f"from the weights of {Path(settings.start).name}"
     side = f" at {settings.image_size} px" if settings.image_size else ""
-    seeds = f"{len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "one seed"
-    state = "" if done >= total else f" {done} of {total} cells are finished."
+    seeds = len(values(rows, "seed"))
+    state = "" if len(rows) >= total else f" {len(rows)} of {total} cells are finished."
     return (
-        f"{start} on {Path(settings.source).name}{side}, {settings.steps} steps of {settings.batch_size} "
-        f"images per cell, {seeds}; kNN top-1 in percent.{state}"
+        f"{start} on {Path(settings.source).name}{side}, {settings.steps} steps of {settings.batch_size} images per "
+        f"cell, {f'{seeds} seeds' if seeds > 1 else 'one seed'}; kNN top-1 in percent.{_noise(labels, rows)}{state}"
     )
+
+
+def _noise(labels: tuple[str, ...], rows: Rows) -> str:
+    """Says how far the seeds of a cell differ: the standard deviation, pooled over the cells with several seeds."""
+    cells: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row["knn_top1"] is not None:
+            cells.setdefault(tuple(row[label] for label in labels), []).append(row["knn_top1"])
+    repeated = [found for found in cells.values() if len(found) > 1]
+    if not repeated:
+        return ""
+    squares = sum(variance(found) * (len(found) - 1) for found in repeated)
+    deviation = math.sqrt(squares / sum(len(found) - 1 for found in repeated))
+    return f" The seeds of a cell differ by a standard deviation of {deviation:.2f} ({len(repeated)} cells)."
