@@ -180,18 +180,15 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue of RGB images by way of HSV; the shift is in turns of the color circle."""
     red, green, blue = x.unbind(dim=1)
-    largest, smallest = x.amax(dim=1), x.amin(dim=1)
-    chroma = largest - smallest
-    sixth = 1 / (6 * torch.where(chroma == 0, 1.0, chroma))
-    hue = torch.where(
-        largest == red,
-        (green - blue) * sixth,
-        torch.where(largest == green, (blue - red) * sixth + 1 / 3, (red - green) * sixth + 2 / 3),
-    )
-    hue += shift.view(-1, 1, 1) + 2  # turns, positive whatever the shift
+    smallest = x.amin(dim=1)
+    chroma = x.amax(dim=1) - smallest
+    # The distance of the hue from red is 1 + (green + blue - red - smallest) / chroma sixths of a turn: on each edge of
+    # the color hexagon all but one of these change together. A gray pixel's hue is not used, since its chroma is 0.
+    turn = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)
+    turn.copysign_(green - blue).add_(shift.view(-1, 1, 1) + 2)  # positive whatever the shift
     # a channel is largest within a sixth of a turn of its own hue and smallest beyond a third; between, it is linear
     phase = torch.arange(3, device=x.device).view(1, 3, 1, 1) / -3 + 0.5
-    away = (hue.unsqueeze(1) + phase).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+    away = (turn.unsqueeze(1) + phase).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
     return torch.addcmul((smallest + 2 * chroma).unsqueeze(1), away, chroma.unsqueeze(1), value=-6).clamp_(0, 1)
 
 

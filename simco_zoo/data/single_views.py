@@ -20,7 +20,8 @@ from torch import Tensor
 from simco_zoo.data.augment import ViewParameters
 from simco_zoo.data.presets import ViewPreset
 
-_LUMA = (0.299, 0.587, 0.114)
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_PHASE = torch.tensor([0, 1 / 3, 2 / 3]).view(3, 1, 1)  # hue of red, green and blue, in turns
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def _make_view(image: Tensor, drawn: _Drawn, preset: ViewPreset, size: int) -> T
     top, left, height, width = (int(value) for value in (drawn.top, drawn.left, drawn.height, drawn.width))
     crop = image[None, :, top : top + height, left : left + width]
     if crop.shape[2:] != (size, size):
-        crop = F.interpolate(crop, (size, size), mode=preset.interpolation, antialias=True)
+        # the copy costs less than what torch would do to read the rows of a part of an image
+        crop = F.interpolate(crop.contiguous(), (size, size), mode=preset.interpolation, antialias=True)
     crop = crop.flip(3) if drawn.flip else crop
     x = crop[0].float().div_(255)
     if drawn.jitter:
@@ -91,7 +93,7 @@ def _make_view(image: Tensor, drawn: _Drawn, preset: ViewPreset, size: int) -> T
 
 def _to_gray(x: Tensor) -> Tensor:
     """Returns the luma (1, H, W) of an RGB image."""
-    return (x[:1] * _LUMA[0]).add_(x[1:2], alpha=_LUMA[1]).add_(x[2:], alpha=_LUMA[2])
+    return (_LUMA @ x.flatten(1)).view(1, *x.shape[1:])
 
 
 def _brightness(x: Tensor, factor: float) -> Tensor:
@@ -99,7 +101,7 @@ def _brightness(x: Tensor, factor: float) -> Tensor:
 
 
 def _contrast(x: Tensor, factor: float) -> Tensor:
-    mean = sum(weight * value for weight, value in zip(_LUMA, x.mean(dim=(1, 2)).tolist(), strict=True))
+    mean = (_LUMA @ x.flatten(1).mean(dim=1)).item()
     return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
@@ -109,22 +111,14 @@ def _saturation(x: Tensor, factor: float) -> Tensor:
 
 
 def _hue(x: Tensor, shift: float) -> Tensor:
-    """Turns the hue by way of HSV; the shift is in turns of the color circle."""
+    """Turns the hue by way of HSV, as in ``augment``; the shift is in turns of the color circle."""
     red, green, blue = x
-    largest, smallest = x.amax(dim=0), x.amin(dim=0)
-    chroma = largest - smallest
-    sixth = (chroma * 6).clamp_(min=1e-12).reciprocal_()  # of gray pixels, whose hue is 0, the numerators are 0
-    turn = torch.where(
-        largest == red,
-        (green - blue).mul_(sixth),
-        torch.where(largest == green, (blue - red).mul_(sixth).add_(1 / 3), (red - green).mul_(sixth).add_(2 / 3)),
-    )
-    base = chroma.mul(2).add_(smallest)
-    for channel in range(3):
-        # a channel is largest within a sixth of a turn of its own hue, smallest beyond a third, and linear between
-        away = (turn + (shift + 2.5 - channel / 3)).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
-        torch.addcmul(base, away, chroma, value=-6, out=x[channel])
-    return x.clamp_(0, 1)
+    smallest = x.amin(dim=0)
+    chroma = x.amax(dim=0).sub_(smallest)
+    turn = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)
+    turn.copysign_(green - blue).add_(shift + 2.5)
+    away = (turn - _PHASE).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+    return torch.addcmul(chroma.mul(2).add_(smallest), away, chroma, value=-6, out=x).clamp_(0, 1)
 
 
 _JITTER: tuple[Callable[[Tensor, float], Tensor], ...] = (_brightness, _contrast, _saturation, _hue)
