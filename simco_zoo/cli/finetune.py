@@ -30,7 +30,7 @@ from simco_zoo.cli.sources import (
     load_model,
     say_side,
 )
-from simco_zoo.data.transforms import input_config
+from simco_zoo.data.transforms import image_side, input_config
 from simco_zoo.distributed import init_distributed, pick_device
 from simco_zoo.training import FinetuneConfig, Interrupted, finetune
 
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(args)
     print(f"{describe(args)} on {args.dataset}: {args.train_split} -> {args.test_split}")
     print(say_side(model, args.image_size), flush=True)
-    images, test_images = load_labeled(args, image_size=args.image_size or input_config(model)["input_size"][-1])
+    own = image_side(input_config(model)["input_size"])
+    images, test_images = load_labeled(args, image_size=args.image_size or own)
     dataset = Path(args.dataset).name
     output = args.output or default_output("finetune", args)
     print(f"{len(images)} labeled images of {images.image_size} px, {len(images.skipped)} skipped; output: {output}")

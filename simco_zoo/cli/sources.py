@@ -15,7 +15,7 @@ from simco_zoo.arguments import add_import, place
 from simco_zoo.cli.run import build_command
 from simco_zoo.data import ImageData, load_splits
 from simco_zoo.data.datasets import VAL_FRACTION
-from simco_zoo.data.transforms import input_config
+from simco_zoo.data.transforms import image_side, input_config
 from simco_zoo.distributed import init_distributed, is_main, pick_device
 from simco_zoo.evaluation import Features, extract_features
 from simco_zoo.evaluation.features import collect, iterate_features
@@ -113,13 +113,13 @@ def columns(args: argparse.Namespace) -> dict[str, Any]:
 def seen_as(model: ContrastiveModel, image_size: int | None) -> dict[str, Any]:
     """Returns how a model wants images, as arguments of ``load_images``."""
     config = input_config(model)
-    size = {"image_size": image_size or config["input_size"][-1]}
+    size = {"image_size": image_size or image_side(config["input_size"])}
     return {**size, **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation", "mean")}}
 
 
 def say_side(model: ContrastiveModel, image_size: int | None) -> str:
     """Says at which side a model sees images."""
-    own = input_config(model)["input_size"][-1]
+    own = image_side(input_config(model)["input_size"])
     if image_size in (None, own):
         return f"images are seen at {own} px, the model's own side (--image-size takes another)"
     return f"images are seen at {image_size} px; the model was trained at {own} px"

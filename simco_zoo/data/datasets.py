@@ -16,6 +16,7 @@ from simco_zoo.data.reading import ImageSpec, load_split, log_notes
 from simco_zoo.data.rows import Source
 from simco_zoo.data.sources import Options, open_source
 from simco_zoo.data.subsets import holdout, shorten
+from simco_zoo.data.transforms import Size
 
 __all__ = ["VAL_FRACTION", "ImageData", "ImageSource", "from_tensor", "load_images", "load_splits"]
 
@@ -54,7 +55,7 @@ def load_images(
     source: ImageSource,
     split: str = "train",
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     crop_pct: float = 1.0,
     interpolation: str = "bicubic",
     crop_mode: str = "center",
@@ -86,8 +87,8 @@ def load_images(
             - "photos", which is built in.
 
         split: "train", "test" (or what there is in its place: validation, val), any name the source has, or "all".
-        image_size: Side in pixels to which images are resized and centrally cropped; None: their own, if all are
-            square and alike.
+        image_size: Side in pixels, or (height, width), to which images are resized and centrally cropped; None: their
+            own, if all are square and alike.
         crop_pct: Share of the resized image that the crop keeps.
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         crop_mode: "center", "squash" or "border", as timm has them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class ImageData:
         skipped: (name, reason) of each image that was left out.
         source: Where they come from.
         split: Which part.
-        image_size: S.
+        image_size: S, or (height, width) of images that are not square.
         reader: Reads the image of a row, or says why it cannot be read; for images that are not in memory.
         splits: The split of each image where ``split`` is "all" and the source has several.
         notes: What was left out or decided when they were loaded, one sentence each.
@@ -49,7 +50,7 @@ class ImageData:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     source: str = "images"
     split: str = "train"
-    image_size: int = 0
+    image_size: Any = 0  # int, or (height, width): what trains and makes views checks that it is an int
     reader: Callable[[int], Tensor | str] | None = None
     splits: list[str] | None = None
     notes: list[str] = field(default_factory=list)

@@ -20,7 +20,7 @@ from simco_zoo.data.presets import IMAGENET_MEAN, IMAGENET_STD
 from simco_zoo.data.rectangles import InMemory, WholeImages
 from simco_zoo.data.rows import Rows, Source, Subset
 from simco_zoo.data.subsets import shorten
-from simco_zoo.data.transforms import EvalTransform
+from simco_zoo.data.transforms import EvalTransform, Size, image_side, pair
 from simco_zoo.distributed import is_main
 from simco_zoo.hub.config import CROP_MODES, INTERPOLATIONS
 
@@ -32,7 +32,7 @@ _log = logging.getLogger("simco_zoo.data")
 class ImageSpec:
     """How images are loaded, whatever they come from."""
 
-    image_size: int | None = None
+    image_size: Size | None = None
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     crop_mode: str = "center"
@@ -45,23 +45,25 @@ class ImageSpec:
     default_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
+        if self.image_size is not None and min(pair(self.image_size)) < 1:
             raise ValueError(
                 f"image_size is {self.image_size}, but has to be at least 1 (or None for the images' own)."
             )
+        if self.image_size is not None and not isinstance(image_side(pair(self.image_size)), int) and self.whole:
+            raise ValueError(f"image_size is {self.image_size}, but random crops of whole images are square.")
         if not 0 < self.crop_pct < math.inf:
             raise ValueError(f"crop_pct is {self.crop_pct}, but has to be positive.")
         for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(known)}.")
 
-    def reader(self, size: int) -> ImageReader:
+    def reader(self, size: Size) -> ImageReader:
         mean = self.mean or IMAGENET_MEAN
         geometry = (self.crop_pct, self.crop_mode, self.interpolation)
         if self.whole is not True and self.whole < 0:
             raise ValueError(f"whole is {self.whole}, but the shorter side of an image has at least 1 pixel.")
-        side = size if self.whole is True else int(self.whole) or None
-        return ImageReader(EvalTransform((3, size, size), mean, IMAGENET_STD, *geometry), side)
+        side = max(pair(size)) if self.whole is True else int(self.whole) or None
+        return ImageReader(EvalTransform((3, *pair(size)), mean, IMAGENET_STD, *geometry), side)
 
 
 @dataclass
@@ -112,16 +114,17 @@ def load_split(opened: Source, split: str, spec: ImageSpec) -> ImageData:
     skipped = list(rows.skipped)
     images = rows.images
     reader = whole = None
-    if images is not None and (spec.image_size or images.shape[2]) == images.shape[2] == images.shape[3]:
-        size = images.shape[3]
+    size: Size
+    if images is not None and images.shape[2:] == pair(spec.image_size or images.shape[2]):
+        size = image_side(images.shape)
     else:
-        size = spec.image_size or _common_size(opened, rows, spec.default_size)
+        size = image_side(pair(spec.image_size or _common_size(opened, rows, spec.default_size)))
         read = _RowReader(rows.open_image, spec.reader(size))
         side = read.fit.whole_side
-        pixels = size**2 + (4 * side**2 // 3 if side else 0)
+        pixels = math.prod(pair(size)) + (4 * side**2 // 3 if side else 0)
         if 3 * len(rows) * pixels <= IN_MEMORY_BYTES if spec.in_memory is None else spec.in_memory:
             images, kept, failed, rectangles = _read_all(rows, read)
-            if side is not None and any(image.shape[1:] != (size, size) for image in rectangles):
+            if side is not None and any(image.shape[1:] != pair(size) for image in rectangles):
                 whole = WholeImages(side, InMemory(rectangles), in_memory=True)
         else:
             images, (kept, failed, square) = None, _look_at_headers(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,8 @@ from timm.data import resolve_data_config
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torch import Tensor, nn
 from torchvision import transforms
+
+from simco_zoo.hub.checks import input_channels
 
 Size = int | tuple[int, int]
 
@@ -82,8 +85,9 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Returns float32 (C, H, W)."""
-        image = to_rgb(image)
-        return _pipeline(self, normalize=True)(image if self.input_size[0] == 3 else image.convert("L"))
+        if self.input_size[0] == 1:
+            return normalize(self.to_uint8(image)[None], {"input_size": (1,), "mean": self.mean, "std": self.std})[0]
+        return _pipeline(self, normalize=True)(to_rgb(image))
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """Returns what the model sees before it is normalized: uint8 (3, H, W)."""
@@ -92,17 +96,14 @@ class EvalTransform:
 
 @lru_cache(maxsize=32)
 def _pipeline(transform: EvalTransform, normalize: bool) -> transforms.Compose:
-    channels, height, width = transform.input_size
-    mean, std = transform.mean, transform.std
-    if channels == 1 and len(mean) == 3:  # a gray image is that of three equal channels
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    mean = transform.mean if len(transform.mean) == 3 else 3 * transform.mean[:1]
     return transforms_imagenet_eval(
-        (height, width),
+        transform.input_size[1:],
         crop_pct=transform.crop_pct,
         crop_mode=transform.crop_mode,
         interpolation=transform.interpolation,
         mean=mean,
-        std=std,
+        std=transform.std,
         normalize=normalize,
     )
 
@@ -133,7 +134,7 @@ def resolve_transform(model: nn.Module, image_size: Size | None = None) -> EvalT
     if channels not in (1, 3):
         raise ValueError(f"the model takes {channels} channels, but an image has 3 or 1; prepare its input yourself.")
     if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = pair(image_size)
         if min(height, width) < 1:
             raise ValueError(f"image_size is {image_size}, but an image has at least 1 pixel.")
     return EvalTransform(
@@ -172,11 +173,42 @@ def input_config(model: nn.Module) -> dict[str, Any]:
             f"this {type(model).__name__} does not say what images it expects; give it a pretrained_cfg with "
             "input_size, mean and std, as timm's models have, or pass images as normalized float tensors."
         )
-    return resolve_data_config(pretrained_cfg=config)
+    config = resolve_data_config(pretrained_cfg=config)
+    for key in ("input_size", "mean", "std"):  # lists where timm read a config.json
+        config[key] = tuple(config[key])
+    # timm's description is that of the weights; the network may have been built for another input
+    network = getattr(inner, "backbone", inner)
+    embedding: Any = getattr(network, "patch_embed", None)
+    size = config["input_size"][1:]
+    if getattr(embedding, "strict_img_size", False) and getattr(embedding, "img_size", None):
+        size = tuple(embedding.img_size)
+    return {**config, "input_size": (input_channels(network) or config["input_size"][0], *size)}
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Returns height and width of images of a size."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def image_side(input_size: Sequence[int]) -> Size:
+    """Returns the side of the images that a model takes, (height, width) unless they are square.
+
+    Example:
+        >>> image_side((3, 32, 32)), image_side((3, 32, 64))
+        (32, (32, 64))
+    """
+    height, width = input_size[-2:]
+    return height if height == width else (height, width)
 
 
 def normalize(batch: Tensor, config: dict[str, Any]) -> Tensor:
     """Normalizes a uint8 batch (N, 3, H, W) with ``mean`` and ``std`` of timm's data config, on its device.
+
+    For a model of one channel (``input_size``) it becomes gray first, (N, 1, H, W), weighted as by Pillow; mean and
+    deviation are then the means of those of the three channels.
 
     Example:
         >>> import torch
@@ -185,4 +217,9 @@ def normalize(batch: Tensor, config: dict[str, Any]) -> Tensor:
         [1.0, 1.0, 2.0]
     """
     mean, std = (torch.tensor(config[key], device=batch.device).view(1, -1, 1, 1) for key in ("mean", "std"))
+    if config.get("input_size", (3,))[0] == 1:
+        mean, std = mean.mean(dim=1, keepdim=True), std.mean(dim=1, keepdim=True)
+        if batch.shape[1] == 3:
+            red, green, blue = batch.int().split(1, dim=1)
+            batch = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     return (batch.float().div_(255) - mean).div_(std)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simco_zoo.data import ImageData, load_images
-from simco_zoo.data.transforms import input_config, unwrap
+from simco_zoo.data.transforms import Size, image_side, input_config, pair, unwrap
 from simco_zoo.distributed import gather_objects, gather_rows, is_main, rank, world_size
 from simco_zoo.evaluation.forward import build_forward, evaluating
 from simco_zoo.evaluation.neighbors import search
@@ -76,7 +76,7 @@ def extract_features(
     batch_size: int = 256,
     *,
     split: str = "train",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     flip: bool = False,
     device: str | torch.device | None = None,
     num_workers: int = 0,
@@ -98,7 +98,7 @@ def extract_features(
             uint8 tensor (N, 3, H, W), normalized as the model wants; or a float tensor (N, C, H, W), taken as ready.
         batch_size: Images per forward.
         split: Which part of a folder or data set, e.g. "train", "test" or "all".
-        image_size: Side in pixels to which images are brought; None: the model's own.
+        image_size: Side in pixels, or (height, width), to which images are brought; None: the model's own.
         flip: Return the mean of the features of each image and of its mirror image, which takes twice the time.
         device: Device to compute on; the model is moved there and stays there. Default: that of the model.
         num_workers: Processes that decode images which are not in memory.
@@ -142,7 +142,7 @@ def extract_features(
 
 
 def prepare_images(
-    model: nn.Module, images: Any, *, split: str = "train", image_size: int | None = None, **load: Any
+    model: nn.Module, images: Any, *, split: str = "train", image_size: Size | None = None, **load: Any
 ) -> tuple[ImageData | Tensor, dict[str, Any]]:
     """Loads images as a model wants them, and checks those that are loaded already.
 
@@ -150,7 +150,7 @@ def prepare_images(
         model: A model from ``create_model`` or from timm.
         images: What ``extract_features`` takes.
         split: Which part of a folder or data set.
-        image_size: Side in pixels; None: the model's own.
+        image_size: Side in pixels, or (height, width); None: the model's own.
         **load: Further arguments of ``load_images``.
 
     Returns:
@@ -163,20 +163,20 @@ def prepare_images(
         _check_tensor(images)
         # taken as ready, so a model that does not say what it expects can take them
         config = {} if images.is_floating_point() else input_config(model)
-        side, channels = images.shape[-1], images.shape[1]
+        side, channels = image_side(images.shape), images.shape[1]
     else:
         config, channels = input_config(model), 3
         _check_side(model, config, image_size)
         if not isinstance(images, ImageData):
             for name in ("crop_pct", "crop_mode", "interpolation", "mean"):
                 load.setdefault(name, config[name])
-            images = load_images(images, split=split, image_size=image_size or config["input_size"][-1], **load)
+            images = load_images(images, split=split, image_size=image_size or image_side(config["input_size"]), **load)
         side = images.image_size
-    if image_size is not None and side != image_size:
+    if image_size is not None and side != image_side(pair(image_size)):
         raise ValueError(
             f"the images are loaded already, at {side} px; load them with image_size={image_size} or leave it out."
         )
-    if config and channels != config["input_size"][0]:
+    if config and channels != config["input_size"][0] and (channels, config["input_size"][0]) != (3, 1):
         raise ValueError(
             f"the images have {channels} channels (N, C, H, W), but the model takes "
             f"{config['input_size'][0]}; convert them to a tensor of that many channels."
@@ -248,7 +248,7 @@ def collect(images: ImageData | Tensor, rows: Tensor, features: Tensor, info: di
         info: How they were made.
     """
     if isinstance(images, Tensor):
-        return Features(features, info={"image_size": images.shape[-1], **info})
+        return Features(features, info={"image_size": image_side(images.shape), **info})
     kept = rows.tolist()
     return Features(
         features,
@@ -277,14 +277,14 @@ def _readable(images: ImageData | Tensor, rows: Tensor, across_processes: bool) 
     return torch.tensor([images.names[row] not in skipped for row in rows.tolist()])
 
 
-def _check_side(model: nn.Module, config: dict[str, Any], image_size: int | None) -> None:
+def _check_side(model: nn.Module, config: dict[str, Any], image_size: Size | None) -> None:
     if image_size is None:
         return
-    if image_size < 1:
+    if min(pair(image_size)) < 1:
         raise ValueError(f"image_size is {image_size}, but an image has at least 1 pixel.")
-    own = config["input_size"][-1]
+    own = image_side(config["input_size"])
     cfg = getattr(unwrap(model), "pretrained_cfg", None)
-    if image_size != own and isinstance(cfg, dict) and cfg.get("fixed_input_size"):
+    if image_side(pair(image_size)) != own and isinstance(cfg, dict) and cfg.get("fixed_input_size"):
         raise ValueError(f"the model takes images of {own} px only, so leave out image_size={image_size}.")
 
 

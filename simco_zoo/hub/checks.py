@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor
 
 from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, model_args, num_classes, timm_entries
@@ -33,6 +35,9 @@ ADAPTATIONS = {
     "strict_img_size",
     "zero_init_last",
 }
+# of these, what a call asks for may differ even from what config.json states; older timm adapts from 3 channels only
+_ASKED = {"in_chans", "img_size"}
+_FROM_ANY_CHANNELS = "base_chans" in inspect.signature(adapt_input_conv).parameters
 DEFAULTS = {"stem_padding": 1}  # an argument that config.json leaves out has this value
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -84,6 +89,19 @@ def classes_in(tensors: dict[str, Tensor], cfg: dict[str, Any]) -> int:
     names = cfg.get("classifier") or ()
     weights = [tensors.get(f"{name}.weight") for name in ([names] if isinstance(names, str) else names)]
     return next((len(weight) for weight in weights if weight is not None and weight.ndim), 0)
+
+
+def input_channels(model: Any) -> int | None:
+    """Returns the channels of the images that a timm model takes, None where that cannot be told."""
+    stated = getattr(model, "in_chans", None)
+    if isinstance(stated, int):
+        return stated
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    names, modules = cfg.get("first_conv") or (), dict(model.named_modules())
+    layers = [modules.get(name) for name in ([names] if isinstance(names, str) else names)]
+    found = next((layer.in_channels for layer in layers if isinstance(layer, torch.nn.Conv2d)), None)
+    # the stems that see several pixels as channels have at least four times as many
+    return found if found is None or found < 4 * (cfg.get("input_size") or (3,))[0] else None
 
 
 def check_fit(tensors: dict[str, Tensor], model: Any, origin: str) -> None:
@@ -143,7 +161,8 @@ def _is_adaptable(given: Tensor, expected: Tensor, channels: int | None) -> bool
     if not given.ndim == expected.ndim == 4 or given[:, :1].shape != expected[:, :1].shape:
         return False
     per_channel, rest = divmod(given.shape[1], channels)  # some stems see several pixels as channels
-    return rest == 0 and expected.shape[1] % per_channel == 0
+    # timm sums the channels of such stems for gray images, and knows no other adaptation of them
+    return rest == 0 and (per_channel == 1 or expected.shape[1] == per_channel)
 
 
 def check_types(tensors: dict[str, Tensor], expected: dict[str, Tensor], origin: str) -> None:
@@ -175,6 +194,9 @@ def differences(found: WeightsFolder, architecture: str | None, asked: dict[str,
         value = _plain(value)
         as_published = stated.get(key, DEFAULTS.get(key))
         if value == as_published or "drop" in key or (key in ADAPTATIONS and key not in stated):
+            continue
+        adaptable = key != "in_chans" or _FROM_ANY_CHANNELS or as_published == 3
+        if key in _ASKED and value is not None and adaptable:
             continue
         listed.append(f"{key} is {as_published!r} as published, {value!r} as asked")
     return listed

@@ -24,6 +24,7 @@ from simco_zoo.hub.checks import (
     check_types,
     classes_in,
     differences,
+    input_channels,
 )
 from simco_zoo.hub.config import MODEL_FILE, PROJECTOR_FILE, model_args, section, timm_entries
 from simco_zoo.hub.download import MismatchError, WeightsError
@@ -142,7 +143,9 @@ def create_with_weights(build: Callable[[], Any], loaded: LoadedWeights, *, on_m
     check_fit(tensors, backbone, loaded.found.origin)
     cfg = {**backbone.pretrained_cfg, "state_dict": dict(tensors), "source": "", "file": None, "hf_hub_id": None}
     cfg["num_classes"] = classes_in(tensors, cfg)  # of a bare file no description tells
-    load_pretrained(backbone, pretrained_cfg=cfg, num_classes=backbone.num_classes, in_chans=_input_channels(backbone))
+    load_pretrained(
+        backbone, pretrained_cfg=cfg, num_classes=backbone.num_classes, in_chans=input_channels(backbone) or 3
+    )
     return backbone
 
 
@@ -225,11 +228,3 @@ def _with_verified_weights(variant: str, asked: dict[str, Any], kwargs: dict[str
     elif not found.config:
         overlay["num_classes"] = classes_in(loaded.backbone, cfg.to_dict())
     return {**kwargs, "pretrained_cfg_overlay": overlay}, found.origin
-
-
-def _input_channels(backbone: Any) -> int:
-    first = backbone.pretrained_cfg.get("first_conv")
-    if not first:
-        return 3
-    conv = backbone.get_submodule(first if isinstance(first, str) else first[0])
-    return getattr(conv, "in_channels", 3)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from simco_zoo.distributed import gather_rows, rank
+from simco_zoo.hub.checks import input_channels
 from simco_zoo.losses.inputs import check_settings
-from simco_zoo.models.inputs import check_images, input_channels
+from simco_zoo.models.inputs import check_images
 from simco_zoo.models.projector import build_projector, unit_rows
 from simco_zoo.models.signatures import method_arguments
 from simco_zoo.models.timm_interface import TimmInterface, pooled_features

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -82,7 +84,10 @@ def create_model(
         **kwargs: Arguments of the method (``temperature``, ``dt_m``, ``momentum``, ``queue_size``, ``symmetric``,
             ``proj_hidden_dim``, ``proj_dim``, ``joint_bn``, ``bn_splits``), and timm's arguments of the backbone
             (``num_classes``, default 0 or what was published, ``in_chans``, ``global_pool``, ``drop_path_rate``...).
-            With ``features_only=True`` the result is timm's feature-map network, which has no method.
+            Published weights are adapted to other ``in_chans`` as timm does it: for gray images (``in_chans=1``) the
+            first convolution's weights are summed over the channels. To another ``img_size`` the position embeddings
+            of a ViT are interpolated. With ``features_only=True`` the result is timm's feature-map network, which has
+            no method.
 
     Returns:
         A ``ContrastiveModel``; called on images (B, C, H, W) it gives pooled features (B, num_features).
@@ -149,9 +154,9 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
     if build.get("features_only"):  # the one case of another type, as in timm
         return _feature_maps(spec, loaded, timm_weights)
 
-    def build_backbone() -> Any:
+    def build_backbone(**changed: Any) -> Any:
         try:
-            return timm.create_model(spec.architecture, pretrained=timm_weights, **build, **cfg)
+            return timm.create_model(spec.architecture, pretrained=timm_weights, **{**build, **changed}, **cfg)
         except TypeError as error:
             raise not_an_argument(error, METHODS[spec.method].cls, spec.arguments) or error from None
 
@@ -162,7 +167,10 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         try:
             backbone = create_with_weights(build_backbone, loaded, on_meta=on_meta)
         except MisfitError as error:
-            raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
+            resized = _resized_backbone(build_backbone, spec, loaded) if described else None
+            if resized is None:
+                raise MismatchError(f"{error}{_fitting_names(spec, loaded)}") from error
+            backbone = resized
     model = METHODS[spec.method].cls(backbone, **ours)
     if loaded is not None and loaded.projector is not None:
         load_projector(model.head, loaded)
@@ -177,12 +185,41 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
         model.set_loaded_from(f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else named)
     if not described:
         cfg.pop("tag", None)  # it is the tag of other weights than this model's
-    if "in_chans" in build:
-        cfg["input_size"] = (build["in_chans"], *cfg["input_size"][1:])
+    cfg["input_size"] = _input_size(cfg["input_size"], build)
     model.set_pretrained_cfg(cfg)
     kept = {key: value for key, value in build.items() if key not in ("num_classes", *LOADING_ARGUMENTS)}
     model.set_architecture(spec.architecture, kept)
     return model
+
+
+def _resized_backbone(build: Callable[..., Any], spec: ModelSpec, loaded: LoadedWeights) -> Any | None:
+    """Builds the network as it was published and lets timm interpolate its position embeddings for another input.
+
+    Returns:
+        The backbone; None if no other ``img_size`` was asked for, or this network depends on it in other ways.
+    """
+    asked, published = spec.arguments.get("img_size"), spec.model_args.get("img_size")
+    if asked is None or _pair(asked) == _pair(published):
+        return None
+    size = published or loaded.found.timm_cfg()["input_size"][1:]
+    backbone = create_with_weights(lambda: build(img_size=size), loaded, on_meta=False)
+    resize = getattr(backbone, "set_input_size", None)
+    # windows would become others, with other weights
+    if resize is None or "window_size" in inspect.signature(resize).parameters:
+        return None
+    resize(img_size=_pair(asked))
+    return backbone
+
+
+def _pair(img_size: Any) -> tuple[int, int] | None:
+    """Returns height and width of timm's argument ``img_size``."""
+    return (img_size, img_size) if isinstance(img_size, int) else img_size and tuple(img_size)
+
+
+def _input_size(described: Sequence[int], build: dict[str, Any]) -> tuple[int, ...]:
+    """Returns channels, height and width of a network's input, which its arguments may change."""
+    channels, *size = described
+    return (build.get("in_chans") or channels, *(_pair(build.get("img_size")) or size))
 
 
 def _feature_maps(spec: ModelSpec, loaded: LoadedWeights | None, timm_weights: bool) -> Any:

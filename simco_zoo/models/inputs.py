@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def check_images(x: Tensor, in_chans: int | None = None) -> Tensor:
@@ -16,9 +14,12 @@ def check_images(x: Tensor, in_chans: int | None = None) -> Tensor:
     if x.ndim != 4:
         raise ValueError(f"the images have shape {tuple(x.shape)}; a batch is (N, C, H, W), one image is image[None].")
     if in_chans is not None and x.shape[1] != in_chans:
+        gray = "a gray model takes simco_zoo.extract_features or x.mean(dim=1, keepdim=True)"
+        if in_chans != 1:
+            gray = f"gray images x.expand(-1, {in_chans}, -1, -1)"
         raise ValueError(
-            f"the images have shape {tuple(x.shape)}, but the model takes {in_chans} channels: "
-            f"(N, {in_chans}, H, W); channels last need x.permute(0, 3, 1, 2), gray images x.expand(-1, 3, -1, -1)."
+            f"the images have shape {tuple(x.shape)}, but the model takes {in_chans} channel{'s' * (in_chans > 1)}: "
+            f"(N, {in_chans}, H, W); channels last need x.permute(0, 3, 1, 2), {gray}."
         )
     if not x.is_floating_point():
         raise ValueError(
@@ -40,11 +41,3 @@ def check_views(*views: Tensor, in_chans: int | None = None) -> tuple[Tensor, ..
             "contrast needs views (N, C, H, W) of the same images, in the same order."
         )
     return tuple(check_images(view, in_chans) for view in views)
-
-
-def input_channels(backbone: Any) -> int | None:
-    """Returns the channels that a backbone's first convolution takes, None where timm does not name that layer."""
-    names = (getattr(backbone, "pretrained_cfg", None) or {}).get("first_conv") or ()
-    modules = dict(backbone.named_modules())
-    convs = [modules.get(name) for name in ([names] if isinstance(names, str) else names)]
-    return next((conv.in_channels for conv in convs if isinstance(conv, nn.Conv2d)), None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from simco_zoo.data.transforms import resolve_transform
 
@@ -36,11 +37,17 @@ def fingerprint(model: Any) -> dict[str, Any]:
     """
     size = model.pretrained_cfg["input_size"][-1]
     side = size * 3 // 2  # larger than the input, so that the resize takes part
-    image = resolve_transform(model)(pseudo_image(side))
     channels = model.pretrained_cfg["input_size"][0]
+    described: Any = model
+    if channels not in (1, 3):  # its channels are red, green and blue in turn
+        cfg = model.pretrained_cfg
+        described = nn.Module()
+        described.pretrained_cfg = {**cfg, "input_size": (3, *cfg["input_size"][1:])}
+    image = resolve_transform(described)(pseudo_image(side))
+    image = image[torch.arange(channels) % len(image)]
     backbone = copy.deepcopy(getattr(model, "backbone", model)).cpu().float().eval()
     with torch.no_grad():
-        maps = backbone.forward_features(image[None, :channels])
+        maps = backbone.forward_features(image[None])
         values = backbone.forward_head(maps, pre_logits=True)[0].double()
         logits = backbone.forward_head(maps)[0].double() if backbone.num_classes else None
     return {

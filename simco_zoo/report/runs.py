@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from simco_zoo.data import PRESETS, ImageData, TwoViews, ViewPreset, load_images, stream_images
+from simco_zoo.data.transforms import Size, image_side
 from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, parse_config, section
 
 _MEASURED = {"steps", "total_steps", "seconds"}  # what a published recipe holds besides settings
@@ -189,7 +190,7 @@ def load_sample(run: Run, dataset: str | None, bank: int, test: int) -> Sample:
         bool(run.settings.get("streaming")),
         bank,
         test,
-        image_size=run.config["pretrained_cfg"]["input_size"][-1],
+        image_size=image_side(run.config["pretrained_cfg"]["input_size"]),
         **{key: run.settings.get(key) for key in _LOADING},
     )
 
@@ -206,7 +207,7 @@ def _load_sample(
     bank: int,
     test: int,
     *,
-    image_size: int,
+    image_size: Size,
     image_column: str | None,
     label_column: str | None,
     dataset_config: str | None,

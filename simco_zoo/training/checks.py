@@ -8,6 +8,7 @@ import torch
 
 from simco_zoo.data import ImageData
 from simco_zoo.data.streaming import StreamedImages
+from simco_zoo.data.transforms import Size
 from simco_zoo.distributed import world_size
 from simco_zoo.evaluation.forward import evaluating
 from simco_zoo.models import ContrastiveModel
@@ -31,8 +32,15 @@ def check_batch_size(images: int, batch_size: int, accumulate: int) -> None:
         )
 
 
-def check_image_size(model: ContrastiveModel, size: int) -> None:
-    """Raises ValueError unless the backbone takes images of that side; one forward of two tells."""
+def check_image_size(model: ContrastiveModel, size: Size) -> None:
+    """Raises ValueError unless the backbone takes color images of that side; one forward of two tells."""
+    if not isinstance(size, int):
+        raise ValueError(f"the images are {' x '.join(map(str, size))} px, but training crops squares; pass one side.")
+    if model.in_chans not in (None, 3):
+        raise ValueError(
+            f"the model takes {model.in_chans} channel{'s' * (model.in_chans > 1)}, but training reads images as RGB; "
+            "leave in_chans out (gray images become RGB)."
+        )
     parameter = next(model.parameters())
     images = torch.zeros(2, 3, size, size, dtype=parameter.dtype, device=parameter.device)
     try:

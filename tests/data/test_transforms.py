@@ -60,9 +60,31 @@ def test_can_be_pickled():
     assert again == transform and torch.equal(again(picture(0, (99, 50))), transform(picture(0, (99, 50))))
 
 
-def test_gray_models_get_gray_images():
-    model = simco_zoo.create_model("simco_r18_025", in_chans=1)
-    assert resolve_transform(model)(picture(0, (40, 40))).shape == (1, 32, 32)
+@pytest.mark.parametrize("create", [simco_zoo.create_model, timm.create_model])
+def test_gray_models_get_gray_images(create):
+    model = create("simco_r18_025", pretrained=True, in_chans=1).eval()
+    image = picture(0, (32, 32))
+    tensor = resolve_transform(model)(image)
+    mean, std = (sum(model.pretrained_cfg[key]) / 3 for key in ("mean", "std"))
+    gray = torch.from_numpy(np.array(image.convert("L"))).float()[None] / 255
+    torch.testing.assert_close(tensor, (gray - mean) / std)
+    expected = model(tensor[None])
+    for images in (pixels(image)[None], [image], [image.convert("L")]):
+        torch.testing.assert_close(simco_zoo.extract_features(model, images).features, expected)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_network_that_was_built_for_another_size_gets_images_of_that_size(wide):
+    size = (32, 64) if wide else 48
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=size).eval()  # timm's description says 224 px
+    tensor = resolve_transform(model)(picture(0, (90, 70)))
+    assert tensor.shape == ((3, 32, 64) if wide else (3, 48, 48))
+    found = simco_zoo.extract_features(model, [picture(0, (90, 70))])
+    assert found.info["image_size"] == size
+    # a large image is resized in the same way for both
+    torch.testing.assert_close(
+        found.features, model.forward_head(model.forward_features(tensor[None]), pre_logits=True)
+    )
 
 
 class Wrapper(nn.Module):
@@ -101,7 +123,7 @@ def test_a_model_that_does_not_say_its_input_is_an_error():
             call(model)
     assert simco_zoo.extract_features(model, torch.zeros(2, 3, 8, 8)).features.shape == (2, 5)  # floats are ready
     with pytest.raises(ValueError, match="takes 4 channels"):
-        resolve_transform(small(input_size=(4, 32, 32)))
+        resolve_transform(simco_zoo.create_model("simco_r18_025", in_chans=4))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 32, 32), (2, 32, 32, 3)])

@@ -139,10 +139,16 @@ def test_a_changed_network_has_no_such_lines(changed, tmp_path):
     assert "Without this package" not in (folder / "README.md").read_text()
 
 
+PAIRS = {(32, 64): (32, 64), 64: (64, 64)}
+
+
 @pytest.mark.parametrize(("name", "kwargs"), [
     ("simco", {"backbone": "test_convnext", "backbone_kwargs": {"drop_path_rate": 0.1}}),
     ("mocov1", {"backbone": "test_resnet", "small_stem": True}),
     ("mocov2", {"backbone": "test_vit", "proj_hidden_dim": 32, "proj_dim": 16, "queue_size": 64}),
+    ("simco", {"backbone": "test_vit", "backbone_kwargs": {"img_size": (32, 64)}}),
+    ("simco", {"backbone": "vit_tiny_patch16_224", "small_stem": True, "img_size": 64, "depth": 1}),
+    ("simco", {"backbone": "test_resnet", "in_chans": 4}),
     ("simmoco_r18", {"in_chans": 1, "num_classes": 5, "dt_m": 4.0}),
     ("simco_r18_025", {"global_pool": "max", "temperature": 0.2}),
 ])  # fmt: skip
@@ -151,6 +157,8 @@ def test_other_models_come_back_whole(name, kwargs, tmp_path):
     folder = save_pretrained(model, tmp_path / "m")
     loaded = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True).eval()
     size = model.pretrained_cfg["input_size"]
+    asked = {**kwargs, **kwargs.get("backbone_kwargs", {})}
+    assert size[0] == asked.get("in_chans", 3) and size[1:] == PAIRS.get(asked.get("img_size"), size[1:])
     x = torch.randn(2, *size)
     assert torch.equal(loaded(x), model(x)) and torch.equal(loaded.project(x), model.project(x))
     assert loaded.method == model.method and loaded.method_config() == model.method_config()
@@ -163,6 +171,42 @@ def test_other_models_come_back_whole(name, kwargs, tmp_path):
     again = save_pretrained(loaded, tmp_path / "n")
     for file in ("model.safetensors", "projector.safetensors", "config.json", "README.md"):
         assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("published", [1, 3, 4])
+@pytest.mark.parametrize("asked", [1, 2, 3])
+def test_other_channels_are_adapted_as_timm_does(published, asked, tmp_path):
+    first = simco_zoo.create_model("simco", backbone="test_resnet", in_chans=published)
+    folder = save_pretrained(first, tmp_path / "m")
+    model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True, in_chans=asked).eval()
+    timms = timm.create_model(f"local-dir:{folder}", pretrained=True, in_chans=asked).eval()
+    assert model.pretrained_cfg["input_size"][0] == asked
+    images = torch.randn(2, asked, 32, 32)
+    assert torch.equal(model(images), timms(images))
+    if asked == 1:
+        weight = first.backbone.conv1[0].weight.data.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(model.backbone.conv1[0].weight.data, weight)
+
+
+def test_a_stem_that_cannot_be_adapted_is_an_error(tmp_path):
+    model = simco_zoo.create_model("simco", backbone="tresnet_m").eval()  # its first convolution sees 4 x 4 pixels
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2048)
+    folder = save_pretrained(model, tmp_path / "m")
+    gray = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True, in_chans=1)
+    assert gray(torch.zeros(2, 1, 32, 32)).shape == (2, 2048)
+    with pytest.raises(WeightsError, match=r"do not fit tresnet_m: body\.conv1\.conv\.weight is"):
+        simco_zoo.create_model(f"local-dir:{folder}", pretrained=True, in_chans=4)
+
+
+@pytest.mark.parametrize("stated", [{}, {"img_size": 96}])
+def test_position_embeddings_are_interpolated_as_timm_does(stated, tmp_path):
+    folder = save_pretrained(simco_zoo.create_model("simco", backbone="test_vit", **stated), tmp_path / "m")
+    model = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True, img_size=(48, 64)).eval()
+    timms = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=(48, 64)).eval()
+    images = torch.randn(2, 3, 48, 64)
+    assert model.pretrained_cfg["input_size"] == (3, 48, 64) and torch.equal(model(images), timms(images))
+    again = simco_zoo.create_model(f"local-dir:{save_pretrained(model, tmp_path / 'n')}", pretrained=True).eval()
+    assert torch.equal(again(images), model(images))
 
 
 def test_without_pretrained_only_the_architecture_is_built(published_once, original):

@@ -15,7 +15,7 @@ GRAY = {"in_chans": 1}
     ({}, torch.zeros(2, 32, 32, 3), "takes 3 channels"),
     ({}, torch.zeros(2, 4, 32, 32), "takes 3 channels"),
     ({}, torch.zeros(3, 32, 32), "one image is image"),
-    (GRAY, torch.zeros(2, 3, 32, 32), "takes 1 channels"),
+    (GRAY, torch.zeros(2, 3, 32, 32), "takes 1 channel: .N, 1, H, W.; .* a gray model takes"),
 ])  # fmt: skip
 def test_images_that_do_not_fit_are_one_sentence(arguments, images, message):
     for name in ("simco_r18_025", "simco"):
