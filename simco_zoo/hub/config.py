@@ -68,7 +68,7 @@ def parse_config(data: bytes, origin: str) -> dict[str, Any]:
         WeightsError: A sentence that says what is wrong.
     """
     try:
-        config = json.loads(data, parse_constant=_refuse_constant)
+        config = json.loads(data, parse_constant=_refuse_constant, parse_int=_parse_int, parse_float=_parse_float)
         if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
             raise WeightsError(f"{origin} names no architecture; it is not a config.json of timm or simco-zoo.")
         found = config_hash(config) if isinstance(config.get("simco_zoo"), dict) else None
@@ -159,6 +159,19 @@ def timm_entries(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > 19:  # beyond 64 bits, and perhaps beyond the largest float
+        raise ValueError(f"the integer {digits[:20]}... is too large")
+    return int(digits)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _is_int(value: Any) -> bool:

@@ -76,7 +76,7 @@ def test_two_publishers(folders, tmp_path, fuzz_count):
     counts: collections.Counter[str] = collections.Counter()
     with serve() as hub, ThreadPoolExecutor(2) as pool:
         clients = {name: Client(hub.address, tmp_path / name) for name in "AB"}
-        for order in orders(fuzz_count):
+        for number, order in enumerate(orders(fuzz_count), 1):
             hub.repositories = {}
             turns = Turns(order)
             hub.on_request = turns.wait
@@ -97,6 +97,8 @@ def test_two_publishers(folders, tmp_path, fuzz_count):
             for name, answer in answers.items():
                 published = repository.files(answer["result"])["config.json"]
                 assert published == (folders[name] / "config.json").read_bytes(), order
+            if number % 50 == 0:
+                print(f"\n{number} orders: {dict(counts)}", flush=True)
         for client in clients.values():
             client.close()
     print(f"\ntwo publishers: {sum(counts.values())} orders, whose publication was the last: {dict(counts)}")

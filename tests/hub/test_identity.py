@@ -269,8 +269,11 @@ def test_a_malformed_config_is_named_even_with_the_right_hash(case, folder):
     assert str(folder) in str(error.value)
 
 
+LARGE = [f'{{"architecture": "simco_r18_025", "pretrained_cfg": {{"crop_pct": {n}}}}}' for n in ("9" * 400, "1e400")]
+
+
 def test_hostile_json_is_named(folder):
-    for text in ("[" * 100_000, '{"a":' * 50_000, "{}", "[]", "\x00", '{"architecture": NaN}', "9" * 5000):
+    for text in ("[" * 100_000, '{"a":' * 50_000, "{}", "[]", "\x00", '{"architecture": NaN}', "9" * 5000, *LARGE):
         (folder / "config.json").write_text(text)
         with pytest.raises(WeightsError, match=r"config\.json"):
             simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
