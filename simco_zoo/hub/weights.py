@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from timm.models import build_model_with_cfg, load_pretrained, resolve_pretrained_cfg
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from simco_zoo.hub.checks import (
     DEFAULTS,
@@ -132,7 +133,7 @@ def create_with_weights(build: Callable[[], Any], loaded: LoadedWeights, *, on_m
     """
     tensors = loaded.backbone
     if on_meta and torch.get_default_device().type == "cpu":
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutRandomNumbers():
             backbone = build()
         expected = backbone.state_dict()
         if {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in tensors.items()}:
@@ -147,6 +148,15 @@ def create_with_weights(build: Callable[[], Any], loaded: LoadedWeights, *, on_m
         backbone, pretrained_cfg=cfg, num_classes=backbone.num_classes, in_chans=input_channels(backbone) or 3
     )
     return backbone
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Leaves out what initializes tensors without memory: PyTorch spends half of a network's building time on it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def load_projector(projector: nn.Module, loaded: LoadedWeights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,11 @@ def method_arguments(cls: type) -> dict[str, inspect.Parameter]:
         >>> method_arguments(SimCo)["dt_m"].default
         10.0
     """
+    return dict(_arguments_of(cls))
+
+
+@functools.cache  # each load and each register asks for those of all methods
+def _arguments_of(cls: type) -> dict[str, inspect.Parameter]:
     accepted: dict[str, inspect.Parameter] = {}
     order: list[str] = []
     chain = [base for base in cls.__mro__ if "__init__" in vars(base) and base.__module__.split(".")[0] != "torch"]
