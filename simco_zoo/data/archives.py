@@ -57,11 +57,12 @@ def zip_source(path: Path, label_column: str | None = None) -> Source:
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} cannot be read as a zip file ({error}).") from error
 
-    def read_text(member: str) -> str:
-        return OpenZipped(str(path), []).read(member).decode("utf-8-sig")
-
     return tree_source(
-        str(path), _list_members(names), lambda members: OpenZipped(str(path), members), read_text, label_column
+        str(path),
+        _list_members(names),
+        lambda members: OpenZipped(str(path), members),
+        OpenZipped(str(path), []).read,
+        label_column,
     )
 
 
@@ -105,7 +106,7 @@ def tar_source(name: str, splits: dict[str, list[Path]], label_column: str | Non
             name,
             _list_members(list(index)),
             lambda paths: OpenTarred([index[path] for path in paths]),
-            lambda path: read_place(index[path]).decode("utf-8-sig"),
+            lambda path: read_place(index[path]),
             label_column,
         )
     rows: dict[str, Rows] = {}

@@ -79,7 +79,8 @@ def load_images(
         source: One of
 
             - a folder of images or of class folders, with a folder per split (train, test, val...) or without, with
-              ``metadata.csv`` or without; a .zip or .tar file of these; an image file; a list of paths;
+              ``metadata.csv``, ``.jsonl`` or ``.parquet`` or without; a .zip or .tar file of these; an image file; a
+              list of paths;
             - a folder of parquet files, of WebDataset shards (.tar), or one that ``datasets``' ``save_to_disk`` wrote;
             - a data set's id on the Hub; a ``datasets.Dataset`` or ``DatasetDict``;
             - a torch data set, or a list, of PIL images or (PIL image, label) pairs;

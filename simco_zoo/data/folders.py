@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,12 +13,12 @@ import torch
 from PIL import Image
 
 from simco_zoo.data.decoding import UNREADABLE_SUFFIXES, describe_error, open_image, readable_formats
-from simco_zoo.data.labels import LABEL_COLUMNS, encode_labels
+from simco_zoo.data.labels import encode_labels
+from simco_zoo.data.metadata import METADATA, read_metadata
 from simco_zoo.data.rows import Rows, Source, canonical_split, is_split_name
 from simco_zoo.data.subsets import shorten
 
 HIDDEN = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini"}
-METADATA = ("metadata.csv", "metadata.jsonl")
 
 
 def is_hidden(name: str) -> bool:
@@ -116,20 +112,22 @@ class OpenFile:
 
 
 Opener = Callable[[list[str]], Callable[[int], Image.Image]]
-ReadText = Callable[[str], str]
 
 
 def folder_source(root: Path, listing: Listing, label_column: str | None = None) -> Source:
     """Reads a folder of images, of class folders, or of splits with either of them."""
 
-    def read_text(path: str) -> str:
-        return (root / path).read_text(encoding="utf-8-sig")
-
-    return tree_source(str(root), listing, lambda paths: OpenFile(str(root), paths), read_text, label_column)
+    return tree_source(
+        str(root),
+        listing,
+        lambda paths: OpenFile(str(root), paths),
+        lambda path: (root / path).read_bytes(),
+        label_column,
+    )
 
 
 def tree_source(
-    name: str, listing: Listing, opener: Opener, read_text: ReadText, label_column: str | None = None
+    name: str, listing: Listing, opener: Opener, read: Callable[[str], bytes], label_column: str | None = None
 ) -> Source:
     """Reads a tree of image files, in a folder or an archive, as splits and classes.
 
@@ -137,7 +135,7 @@ def tree_source(
         name: What the source is called.
         listing: Its files.
         opener: Makes the function that opens the i-th of some files.
-        read_text: Reads a text file, for metadata.
+        read: Reads a file, for metadata.
         label_column: Column of the metadata that holds the labels; "none": no labels.
 
     Raises:
@@ -148,7 +146,7 @@ def tree_source(
     parts, divided, skipped = _divide(name, listing.images)
     metadata = [path for path in listing.others if path.rsplit("/", 1)[-1] in METADATA]
     notes: list[str] = []
-    labeled = _read_metadata(name, metadata, set(listing.images), read_text, label_column, notes)
+    labeled = read_metadata(name, metadata, set(listing.images), read, label_column, notes)
     if labeled is not None:
         values = {split: [labeled.get(path) for path in part.images] for split, part in parts.items()}
         labels, class_names = encode_labels(values, name)
@@ -274,65 +272,3 @@ def _class_folders(name: str, parts: dict[str, _Part], notes: list[str]) -> tupl
         part.images = [path for path, f in found if f[1]]
         labels[split] = torch.tensor([numbers[f[0]] for _, f in found if f[1]], dtype=torch.long)
     return labels, class_names if any(value is not None for value in labels.values()) else None
-
-
-def _read_metadata(
-    name: str, files: list[str], images: set[str], read_text: ReadText, label_column: str | None, notes: list[str]
-) -> dict[str, Any] | None:
-    """Returns the label of each image by its path from metadata.csv or metadata.jsonl files; None if they have none."""
-    if label_column == "none":
-        return None
-    labels: dict[str, Any] = {}
-    for path in files:
-        table = _read_table(name, path, read_text)
-        columns = list(dict.fromkeys(column for row in table for column in row if column))
-        column = label_column or next((column for column in LABEL_COLUMNS if column in columns), None)
-        if "file_name" not in columns and label_column is None:
-            notes.append(f"{path} of {name} is not used: it has no column 'file_name', only {shorten(columns)}.")
-            continue
-        if column is None:
-            continue
-        if column not in columns or "file_name" not in columns:
-            wanted = column if column not in columns else "file_name"
-            raise ValueError(f"{path} of {name} has no column {wanted!r}; its columns are {', '.join(columns)}.")
-        values = [row.get(column) for row in table]
-        if path.endswith(".csv"):
-            values = _numbers(values)
-        folder = path.rpartition("/")[0]
-        for row, value in zip(table, values, strict=True):
-            labels[posixpath.normpath(posixpath.join(folder, str(row.get("file_name") or "")))] = value
-    missing = sorted(labels.keys() - images)
-    if missing:
-        plural = "s are" if len(missing) > 1 else " is"
-        notes.append(f"{name}: {len(missing)} file{plural} named in its metadata, but not there: {shorten(missing)}.")
-    if label_column is not None and not labels:
-        raise ValueError(
-            f"{name} has no metadata.csv with a column {label_column!r}; its labels are its class folders."
-        )
-    return labels or None
-
-
-def _read_table(name: str, path: str, read_text: ReadText) -> list[dict[str, Any]]:
-    """Reads the rows of a metadata file; raises ValueError if it is damaged."""
-    try:
-        text = read_text(path)
-        if path.endswith(".csv"):
-            return list(csv.DictReader(io.StringIO(text)))
-        table = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} of {name} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    except (csv.Error, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} of {name} cannot be read: {error}.") from error
-    if not all(isinstance(row, dict) for row in table):
-        raise ValueError(f"{path} of {name} cannot be read: every line has to be a JSON object.")
-    return table
-
-
-def _numbers(values: list[str | None]) -> list[Any]:
-    """Returns the cells of a column of text as integers or floats if all are, empty ones as None."""
-    for kind in (int, float):
-        try:
-            return [kind(value) if value else None for value in values]
-        except ValueError:
-            continue
-    return [value or None for value in values]

@@ -6,8 +6,12 @@ import csv
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -189,11 +193,18 @@ def test_file_names_that_are_not_unicode_can_be_written(tmp_path):
     (["7", "8", "", "7"], [7, 8, -1, 7], None),
     (["pear", "apple", "apple", ""], [1, 0, 0, -1], ["apple", "pear"]),
 ])  # fmt: skip
-def test_metadata_csv_gives_labels(tmp_path, caplog, cells, labels, names):
+@pytest.mark.parametrize("kind", ["csv", "parquet", "zip"])
+def test_metadata_gives_labels(tmp_path, caplog, cells, labels, names, kind):
     write(tmp_path, ["a.png", "b.png", "c.png", "sub/d.png", "e.png"])
-    with open(tmp_path / "metadata.csv", "w", newline="") as file:
-        rows = zip(["a.png", "b.png", "c.png", "sub/d.png"], cells, strict=True)
-        csv.writer(file).writerows([("file_name", "kind"), *rows])
+    files = ["a.png", "b.png", "c.png", "sub/d.png"]
+    if kind == "csv":
+        with open(tmp_path / "metadata.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("file_name", "kind"), *zip(files, cells, strict=True)])
+    else:
+        values = [(int(cell) if cell.isdecimal() else cell) if cell else None for cell in cells]
+        pq.write_table(pa.table({"file_name": files, "kind": values}), tmp_path / "metadata.parquet")
+    if kind == "zip":
+        tmp_path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path))
     data = load_images(tmp_path, label_column="kind")
     found = dict(zip(data.names, data.labels.tolist(), strict=True))
     assert found == {**dict(zip(["a.png", "b.png", "c.png", "sub/d.png"], labels, strict=True)), "e.png": -1}
@@ -206,6 +217,7 @@ def test_metadata_csv_gives_labels(tmp_path, caplog, cells, labels, names):
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("metadata.csv", b"file_name,label\n0.png,caf\xe9\n", "metadata.csv of .* is not UTF-8 text"),
     ("metadata.jsonl", b"{broken", "metadata.jsonl of .* cannot be read: Expecting property name"),
+    ("metadata.parquet", b"PAR1 and more", "metadata.parquet of .* cannot be read: "),
     ("metadata.jsonl", b"[1]", "metadata.jsonl of .* cannot be read: every line has to be a JSON object"),
     ("metadata.csv", b"file;label\n0.png;cat\n", "is not used: it has no column 'file_name', only file;label"),
     ("metadata.csv", b"file_name,label\n9.png,cat,7\n0.png\n", "1 file is named in its metadata, but not there: 9.png"),
@@ -221,6 +233,19 @@ def test_metadata_that_is_damaged_or_names_other_files_is_not_dropped_in_silence
         assert re.search(message, caplog.text)
 
 
+def test_metadata_parquet_of_classes_by_number(tmp_path, caplog):
+    """As ``datasets`` writes a ClassLabel: its names are the classes, -1 means no label."""
+    write(tmp_path, ["a.png", "b.png", "c.png"])
+    features = datasets.Features(
+        {"file_name": datasets.Value("string"), "label": datasets.ClassLabel(names=["z", "y"])}
+    )
+    rows = {"file_name": ["a.png", "b.png", "c.png"], "label": [0, 1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "metadata.parquet")
+    data = load_images(tmp_path)
+    assert data.class_names == ["y", "z"] and data.labels.tolist() == [1, 0, -1]
+    assert "not images" not in caplog.text
+
+
 def test_metadata_jsonl_in_each_split(tmp_path):
     for split, label in (("train", "b"), ("test", "a")):
         write(tmp_path / split, ["0.png"])
@@ -231,7 +256,7 @@ def test_metadata_jsonl_in_each_split(tmp_path):
 
 def test_a_label_column_where_there_is_none(tmp_path):
     classes(tmp_path, cat=1, dog=1)
-    with pytest.raises(ValueError, match=r"has no metadata.csv with a column 'kind'"):
+    with pytest.raises(ValueError, match=r"has no metadata.csv, .jsonl or .parquet with a column 'kind'"):
         load_images(tmp_path, label_column="kind")
     assert load_images(tmp_path, label_column="none").labels is None
 
