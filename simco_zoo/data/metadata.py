@@ -63,7 +63,8 @@ def read_metadata(
         notes.append(f"{name}: {len(missing)} file{plural} named in its metadata, but not there: {shorten(missing)}.")
     if label_column is not None and not labels:
         raise ValueError(
-            f"{name} has no metadata.csv, .jsonl or .parquet with a column {label_column!r}; its labels are its class folders."
+            f"{name} has no metadata.csv, .jsonl or .parquet with a column {label_column!r}; its labels are its class "
+            "folders."
         )
     return labels or None
 
@@ -100,6 +101,8 @@ def _read_parquet(data: bytes) -> list[dict[str, Any]]:
             if isinstance(feature, ClassLabel):
                 for row in rows:
                     number = row[column]
+                    if number is not None and number >= len(feature.names):
+                        raise ValueError(f"its column {column} holds {number}, but names {len(feature.names)} classes")
                     row[column] = None if number is None or number < 0 else feature.names[number]
     return rows
 
