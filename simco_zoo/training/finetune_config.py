@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -20,7 +20,8 @@ class FinetuneConfig:
 
     Attributes:
         epochs: Passes over the labeled images.
-        batch_size: Images per step, of all processes together; at most as many as there are.
+        batch_size: Images per step, of all processes together. If the images do not fill the default four times, it
+            becomes a power of two that they do, with a higher base rate (see ``fitting_config``).
         lr: Base learning rate of the last layer, for a batch of 256; it is scaled by batch_size / 256.
         layer_decay: Factor of the learning rate from each layer to the one before it (timm's layers); 1 for none.
         freeze: Train the classifier only; the backbone stays as it is, batch norm's statistics included.
@@ -165,10 +166,46 @@ BRANCH_FIXED |= {"model.method", "model.architecture", "model.arguments", "label
 BRANCH_FIXED |= {"data.images", "data.names", "data.pixels", "data.labels", "data.image_size"}
 
 
-def fitting_batch_size(config: FinetuneConfig, images: int) -> int:
-    """Returns the largest batch size up to the configured one that the images fill and the processes share."""
+def fitting_config(config: FinetuneConfig, images: int, stored_batch_size: Any = None) -> FinetuneConfig:
+    """Returns the settings with a batch that a small data set fills several times, unless another was chosen.
+
+    The default batch size becomes a power of two that gives at least four steps per epoch (two steps below 32 images).
+    With the default optimizer and rate, the base rate grows by the square root of the factor by which the batch
+    shrinks.
+
+    Args:
+        config: The settings.
+        images: Number of training images.
+        stored_batch_size: That of the run that is continued, if any: earlier versions had another rule.
+
+    Raises:
+        ValueError: If a chosen batch size is larger than the data set, or the processes cannot share it.
+
+    Example:
+        >>> found = fitting_config(FinetuneConfig(), 40)
+        >>> found.batch_size, found.lr
+        (8, 0.008)
+    """
     multiple = world_size() * 2 if config.mixup or config.cutmix else world_size()  # mixup wants pairs
-    fitting = min(config.batch_size, images) // multiple * multiple
-    if fitting < 1:
-        raise ValueError(f"{images} labeled images do not fill a batch of {multiple}; use a larger share.")
-    return fitting
+    before = min(config.batch_size, images) // multiple * multiple
+    if before >= 2 and stored_batch_size == before:
+        return replace(config, batch_size=before)
+    default = FinetuneConfig.batch_size
+    if config.batch_size == default:
+        most = min(default, max(images // 4, min(8, images // 2), 2))
+        size = max(2 ** (most.bit_length() - 1) // multiple, 1) * multiple
+        if size > images or size < 2:
+            raise ValueError(f"{images} labeled images do not fill a batch of {max(multiple, 2)}; use a larger share.")
+        usual = (config.lr, config.opt) == (FinetuneConfig.lr, FinetuneConfig.opt)
+        return replace(config, batch_size=size, lr=config.lr * math.sqrt(default / size) if usual else config.lr)
+    if config.batch_size > images:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but there are only {images} images to train on; pass one of at most "
+            f"{images // 2}, or leave it out."
+        )
+    if config.batch_size % multiple:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but it has to be a multiple of {multiple}: the processes share it "
+            "equally, and mixup pairs its images."
+        )
+    return config

@@ -31,8 +31,9 @@ from simco_zoo.training.finetune_config import (
     FREE_ON_RESUME,
     FinetuneConfig,
     build_auto_augment,
-    fitting_batch_size,
+    fitting_config,
 )
+from simco_zoo.training.folder import stored_identity
 from simco_zoo.training.identity import Identity, run_identity
 from simco_zoo.training.log import read_summary
 from simco_zoo.training.loop import restore, train
@@ -112,11 +113,11 @@ def finetune(
         assert images.labels is not None
         images = images.subset(balanced_subset(images.labels, config.label_fraction, config.seed))
     images, val_images = split_holdout(images, config.holdout, config.seed)
-    config = replace(config, batch_size=fitting_batch_size(config, len(images)))
-
     name = name or ".".join(filter(None, (model.architecture, model.pretrained_cfg.get("tag"))))
+    folder = Path(output or Path("runs") / f"finetune-{name}").absolute()
+    given, config = config, fitting_config(config, len(images), stored_identity(folder, resume).get("batch_size"))
     run = Run(
-        Path(output or Path("runs") / f"finetune-{name}").absolute(),
+        folder,
         config,
         columns=Finetuning.columns,
         best_by=Finetuning.best_by,
@@ -131,6 +132,9 @@ def finetune(
         sets = {"free": FREE_ON_RESUME, "branch_fixed": BRANCH_FIXED, "published": ("best",)}
         return run_identity("fine-tuning", model, images, test_images, config, **sets)
 
+    if config.batch_size != given.batch_size:
+        said = f"batches of {config.batch_size} instead of {given.batch_size}, base learning rate {config.lr:g}"
+        run.progress.say(f"{len(images)} images to train on: {said}")
     with run.opened(resume, identity, model, size, on_start):
         trainer = Finetuning(model, images, val_images, class_names, config, device, name=name, tag=tag)
         restore(trainer, run, config)

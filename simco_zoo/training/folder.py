@@ -272,6 +272,14 @@ def published_step(folder: Path) -> int | None:
     return step if isinstance(step, int) else -1
 
 
+def stored_identity(folder: Path, resume: str) -> dict[str, Any]:
+    """Returns the identity of the run that will be continued in a folder, empty if there is none."""
+    if resume == "never":
+        return {}
+    source = folder if resume == "auto" else Path(resume).absolute().parent.parent
+    return _read_entry(source / RUN_FILE).get("identity", {})
+
+
 def _read_entry(path: Path) -> dict[str, Any]:
     """Returns what ``run.json`` holds, without what is damaged."""
     kinds = {"run": str, "schedule": dict, "total_steps": int, "identity": dict, "branched_from": str | None}

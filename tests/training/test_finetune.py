@@ -15,6 +15,7 @@ import simco_zoo
 from simco_zoo.data import load_images
 from simco_zoo.training import LINEAR_SGD, FinetuneConfig, Finetuning, Interrupted, finetune
 from simco_zoo.training.checkpoint import list_checkpoints, load_checkpoint
+from simco_zoo.training.finetune_config import fitting_config
 from simco_zoo.training.optimizer import build_optimizer
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "progress_bar": False, "device": "cpu", "lr": 0.02}
@@ -173,6 +174,31 @@ def test_an_interrupted_run_ends_bit_identically(settings, tmp_path, monkeypatch
             assert torch.equal(states[0][part][name], tensor), name
 
 
+@pytest.mark.parametrize(
+    ("count", "size"), [(2, 2), (3, 2), (20, 8), (40, 8), (100, 16), (300, 64), (511, 64), (512, 128)]
+)
+def test_a_small_set_fills_the_default_batch_several_times(count, size):
+    found = fitting_config(FinetuneConfig(), count)
+    assert found.batch_size == size and found.lr == pytest.approx(0.002 * (128 / size) ** 0.5)
+    assert fitting_config(FinetuneConfig(lr=0.01), count).lr == 0.01  # a chosen rate is kept
+
+
+def test_a_chosen_batch_is_kept_or_refused(tmp_path, capsys):
+    assert fitting_config(FinetuneConfig(batch_size=64), 100).batch_size == 64
+    with pytest.raises(ValueError, match="batch_size is 256, but there are only 58 images to train on; pass one of at"):
+        run(tmp_path, batch_size=256)
+    assert not list(tmp_path.iterdir())
+    run(tmp_path, batch_size=128, epochs=1)
+    assert json.loads((tmp_path / "run.json").read_text())["identity"]["batch_size"] == 8
+
+
+def test_a_run_with_a_batch_by_the_earlier_rule_goes_on(tmp_path):
+    run(tmp_path, batch_size=58, epochs=1)  # what the default became
+    assert run(tmp_path, batch_size=128, epochs=2)["steps"] == 2
+    checkpoint = str(list_checkpoints(tmp_path / "checkpoints")[-1])
+    assert run(tmp_path, batch_size=128, epochs=3, resume=checkpoint)["steps"] == 3
+
+
 def test_other_settings_are_listed(tmp_path):
     run(tmp_path, epochs=1)
     with pytest.raises(ValueError, match=r"ema: 0.99 then, 0.5 now; mixup: 0.0 then, 0.4 now"):
@@ -200,7 +226,7 @@ def test_layers_learn_at_their_own_rates():
 
 
 def test_a_share_of_the_labels(tmp_path):
-    result = run(tmp_path, epochs=1, label_fraction=0.25)
+    result = run(tmp_path, epochs=1, label_fraction=0.25, batch_size=8)
     assert result["train"] + result["val"] == 16
 
 
