@@ -66,6 +66,8 @@ def open_image(file: Any) -> Image.Image:
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Returns width and height of an image as a viewer shows it, from its header."""
     width, height = image.size
+    if width == height or (image.format == "PNG" and "exif" not in image.info):
+        return width, height  # Pillow would decode a PNG in full to look for EXIF data behind the pixels
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception:  # damaged EXIF data, as in make_upright

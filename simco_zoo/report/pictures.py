@@ -86,7 +86,8 @@ def draw_neighbors(
         neighbors: Number of neighbors of each image, at most N.
         blocks: Blocks side by side, into which the queries are parted.
         title: Above everything.
-        similarities: Write each neighbor's name and similarity above it, and the query's name above that.
+        similarities: Write each neighbor's similarity and name above it, and the query's name above that; a name comes
+            with the folder that the file lies in.
 
     Returns:
         Row numbers of the neighbors in ``bank``, (len(rows), neighbors), nearest first.
@@ -113,22 +114,32 @@ def draw_neighbors(
         left, y, name = block * (width + 1), top + line * pitch, _class_of(queries, query)
         _tile(axes, shown[place], left, y, "black", 2.5)
         if similarities or name is not None:
-            caption = _file_name(queries.names[query]) if similarities else plain_text(str(name), 44)
+            caption = _file_name(queries.names[query], 16) if similarities else plain_text(str(name), 44)
             axes.text(left + 0.04, y - 0.03, caption, fontsize=8 if similarities else 11, va="bottom")
         for column, row in enumerate(nearest[place].tolist()):
             other = _class_of(bank, row)
             frame = (_PLAIN, 0.8) if name is None or other is None else (_RIGHT, 1.5) if name == other else (_WRONG, 3)
             _tile(axes, found[place, column], left + column + 1, y, *frame)
             if similarities:
-                caption = f"{similarity[place, row]:.3f} {_file_name(bank.names[row], 12)}"
+                caption = f"{similarity[place, row]:.3f}\n{_file_name(bank.names[row], 16)}"
                 axes.text(left + column + 1.04, y - 0.03, caption, fontsize=8, va="bottom")
     save_figure(figure, path)
     return nearest
 
 
-def _file_name(path: str, longest: int = 18) -> str:
-    """Returns the last part of a path, short enough to stand above a picture."""
-    return plain_text(path.rpartition("/")[2], longest)
+def _file_name(path: str, longest: int) -> str:
+    """Returns the end of a path with its parent folder, short enough to stand above a picture.
+
+    Example:
+        >>> _file_name("train/cat/14.jpg", 16), _file_name("train/a_long_folder/14.jpg", 13)
+        ('cat/14.jpg', 'a_lon…/14.jpg')
+    """
+    folder, _, name = path.rpartition("/")
+    folder = folder.rpartition("/")[2]
+    room = longest - len(name) - 1
+    if not folder or room < 2:
+        return plain_text(name, longest)
+    return f"{plain_text(folder, room)}/{plain_text(name)}"
 
 
 def draw_groups(path: Path, images: ImageData, groups: Sequence[Sequence[int]], captions: Sequence[str]) -> None:

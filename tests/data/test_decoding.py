@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import simco_zoo
 from simco_zoo.data import EvalTransform, load_images
@@ -105,6 +105,16 @@ def test_large_jpegs_are_decoded_small(tmp_path, monkeypatch):
         reader(400)(open_image(tmp_path / "large.jpg")),
         EvalTransform((3, 400, 400), (0.5,) * 3, (0.5,) * 3).to_uint8(Image.open(tmp_path / "large.jpg")),
     )
+
+
+@pytest.mark.parametrize(("suffix", "size"), [("png", (8, 8)), ("png", (9, 8)), ("jpg", (9, 8)), ("webp", (9, 8))])
+def test_headers_tell_the_size_without_pixels(tmp_path, monkeypatch, suffix, size):
+    for i in range(3):
+        picture(i, size).save(tmp_path / f"{i}.{suffix}")
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(1) or load(self))
+    load_images(tmp_path, image_size=8, in_memory=False)
+    assert not decoded
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
