@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.layers import get_act_layer
 from timm.models import adapt_input_conv
 from torch import Tensor
 
@@ -191,7 +192,7 @@ def differences(found: WeightsFolder, architecture: str | None, asked: dict[str,
     if architecture not in (None, found.config["architecture"]):
         listed.append(f"architecture is {found.config['architecture']} as published, {architecture} as asked")
     for key, value in asked.items():
-        value = _plain(value)
+        value = plain(value)
         as_published = stated.get(key, DEFAULTS.get(key))
         if value == as_published or "drop" in key or (key in ADAPTATIONS and key not in stated):
             continue
@@ -202,9 +203,29 @@ def differences(found: WeightsFolder, architecture: str | None, asked: dict[str,
     return listed
 
 
-def _plain(value: Any) -> Any:
-    """Returns an argument as config.json would hold it."""
-    return json.loads(json.dumps(value, default=lambda v: getattr(v, "__name__", str(v))))
+def plain(value: Any) -> Any:
+    """Returns an argument as config.json would hold it: timm's name of an activation, and of other classes their own.
+
+    Example:
+        >>> plain(torch.nn.GELU), plain((2, 2))
+        ('gelu', [2, 2])
+    """
+    return json.loads(json.dumps(value, default=_name_of))
+
+
+def _name_of(value: Any) -> str:
+    return activation_name(value) or str(getattr(value, "__name__", value))
+
+
+def activation_name(value: Any) -> str | None:
+    """Returns timm's name of an activation's class, None for anything else."""
+    if not isinstance(value, type) or value.__module__.split(".")[0] not in ("torch", "timm"):
+        return None
+    name = value.__name__.lower()
+    try:
+        return name if get_act_layer(name).__name__ == value.__name__ else None
+    except KeyError:
+        return None
 
 
 def _shape(tensor: Tensor) -> str:

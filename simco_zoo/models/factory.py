@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import timm
@@ -104,6 +105,17 @@ def create_model(
     """
     if not isinstance(pretrained, bool):
         raise ValueError(f"pretrained is {pretrained!r}, but has to be True or False; pass a path as weights=PATH.")
+    features_only = kwargs.get("features_only", False)
+    for argument, value, types, said in (
+        ("name", name, str, "a text, e.g. 'simco_r18' or 'local-dir:PATH'"),
+        ("weights", weights, (str, PathLike, NoneType), "a path"),
+        ("backbone", backbone, (str, NoneType), "timm's name of a backbone"),
+        ("backbone_kwargs", backbone_kwargs, (dict, NoneType), "a dict of arguments"),
+        ("small_stem", small_stem, (bool, NoneType), "True or False"),
+        ("features_only", features_only, bool, "True or False"),
+    ):
+        if not isinstance(value, types):
+            raise ValueError(f"{argument} is {value!r}, but has to be {said}.")
     source, identifier = parse_model_name(name)
     if source and weights is not None:
         raise ValueError(f"{name} names its weights already; leave weights={str(weights)!r} out, or pass only that.")
@@ -152,7 +164,10 @@ def _build(spec: ModelSpec, loaded: LoadedWeights | None = None, *, timm_weights
     described = loaded is not None and bool(loaded.found.config)
     cfg: dict[str, Any] = {"pretrained_cfg": loaded.found.timm_cfg()} if loaded is not None and described else {}
     if build.get("features_only"):  # the one case of another type, as in timm
-        return _feature_maps(spec, loaded, timm_weights)
+        try:
+            return _feature_maps(spec, loaded, timm_weights)
+        except IndexError as error:
+            raise ValueError(f"{spec.architecture} has no feature maps {build.get('out_indices')}.") from error
 
     def build_backbone(**changed: Any) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import time
 import warnings
@@ -104,10 +105,7 @@ def push_to_hub(
                 remote_code=remote_code,
                 endpoint=endpoint,
             )
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise WeightsError(f"{repo_id!r} is not the name of a repository; write ORG/NAME.") from error
+    _check_names(repo_id, revision, tag)
     files = read_publication(Path(model_or_folder), repo_id, remote_code)
     target = _Target(HfApi(endpoint=endpoint, token=token), repo_id, revision)
     target.create(private)
@@ -115,6 +113,21 @@ def push_to_hub(
     if tag is not None:
         target.put_tag(tag, oid)
     return oid
+
+
+def _check_names(repo_id: str, revision: str | None, tag: str | None) -> None:
+    """Raises WeightsError for names that the Hub or git would not take, or would take for something else."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise WeightsError(f"{repo_id!r} is not the name of a repository; write ORG/NAME.") from error
+    if "/" not in repo_id:  # the Hub would make it in the user's own space, and not find it there
+        raise WeightsError(f"{repo_id!r} does not say whose repository it is; write ORG/NAME.")
+    for what, name, pattern in (("branch", revision, r"\w[\w.+/-]*"), ("tag", tag, r"\w[\w.+-]*")):
+        if name is not None and (not re.fullmatch(pattern, name, re.ASCII) or ".." in name):
+            raise WeightsError(f"{name!r} is not the name of a {what}; write letters, digits and any of . + - _ only.")
+    if tag is not None and tag in (revision, "main"):  # it would name the branch, which moves
+        raise WeightsError(f"the tag {tag!r} has the name of a branch; choose another, e.g. v1.0.")
 
 
 def read_publication(folder: Path, repo_id: str, remote_code: bool = False) -> dict[str, bytes]:
@@ -156,6 +169,10 @@ def read_publication(folder: Path, repo_id: str, remote_code: bool = False) -> d
     if "auto_map" in config:
         files[REMOTE_CODE.name] = REMOTE_CODE.read_bytes()
     if CARD_FILE in documents:
+        try:
+            documents[CARD_FILE].decode()
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"{folder / CARD_FILE} is not UTF-8 text; save it as UTF-8.") from error
         documents[CARD_FILE] = card_for_repository(documents[CARD_FILE], repo_id)
     files |= documents
     files[CONFIG_FILE] = config_text(config).encode()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simco_zoo.files import named_if_full
+from simco_zoo.hub.checks import activation_name
 from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, seal
 from simco_zoo.models import ContrastiveModel, zoo
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, model_card
@@ -239,11 +240,28 @@ def _config(model: ContrastiveModel, tag: str | None, license: str | None) -> di
         config["global_pool"] = pool or getattr(model.backbone, "global_pool", None) or "avg"
         if not isinstance(config["global_pool"], str):
             config["global_pool"] = "avg"
-    config["model_args"] = model.model_args  # even if empty: transformers would write null there, which timm refuses
+    # even if empty: transformers would write null there, which timm refuses
+    config["model_args"] = _as_json(model.model_args)
     config |= label_entries(cfg.get("label_names"), model.num_classes)
     if not model.num_classes:
         config["pretrained_cfg"].pop("label_names", None)
     return config
+
+
+def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns a backbone's arguments as config.json holds them."""
+
+    def name(value: Any) -> str:
+        known = activation_name(value)
+        if known is None:
+            raise ValueError(
+                f"the backbone was built with {value!r}, which config.json cannot hold; give create_model timm's name "
+                "of it as a text."
+            )
+        return known
+
+    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=name))
+    return plain
 
 
 def label_entries(names: Sequence[str] | None, num_classes: int) -> dict[str, Any]:

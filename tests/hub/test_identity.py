@@ -389,9 +389,33 @@ def test_a_bare_file_is_described_by_the_architecture(original, folder, tmp_path
     assert torch.equal(timms.fc.weight, zoo.backbone.fc.weight)
 
 
-def test_a_path_as_pretrained_is_refused(folder):
-    with pytest.raises(ValueError, match="pass a path as weights="):
-        simco_zoo.create_model("simco_r18_025", pretrained=str(folder))
+@pytest.mark.parametrize(("call", "message"), [
+    ({"pretrained": "folder"}, "pass a path as weights="),
+    ({"name": None}, "name is None, but has to be a text"),
+    ({"name": Path("simco_r18")}, "but has to be a text"),
+    ({"weights": 3}, "weights is 3, but has to be a path"),
+    ({"name": "simco", "backbone": ["resnet18"]}, "has to be timm's name of a backbone"),
+    ({"name": "simco", "backbone": "test_resnet", "small_stem": "yes"}, "has to be True or False"),
+    ({"backbone_kwargs": ["act_layer"]}, "has to be a dict"),
+    ({"features_only": "yes"}, "has to be True or False"),
+    ({"features_only": True, "out_indices": (9,)}, r"no feature maps \(9,\)"),
+])  # fmt: skip
+def test_arguments_of_another_type_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        simco_zoo.create_model(**{"name": "simco_r18_025", **call})
+
+
+def test_an_activation_may_be_given_as_a_class(tmp_path):
+    model = simco_zoo.create_model("simco", backbone="test_vit", act_layer=torch.nn.GELU)
+    folder = save_pretrained(model, tmp_path / "m")
+    assert read_config(folder)["model_args"] == {"act_layer": "gelu"}
+    for asked in ("gelu", torch.nn.GELU):
+        simco_zoo.create_model("simco", backbone="test_vit", weights=folder, act_layer=asked)
+    with pytest.raises(WeightsError, match="'gelu' as published, 'relu' as asked"):
+        simco_zoo.create_model("simco", backbone="test_vit", weights=folder, act_layer=torch.nn.ReLU)
+    model = simco_zoo.create_model("simco", backbone="test_vit", norm_layer=torch.nn.LayerNorm)
+    with pytest.raises(ValueError, match=r"config\.json cannot hold"):
+        save_pretrained(model, tmp_path / "n")
 
 
 # What ships

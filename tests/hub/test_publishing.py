@@ -181,8 +181,19 @@ def test_every_refusal_is_one_sentence_with_the_way_out(part, answer, message, h
 def test_a_wrong_token_and_a_wrong_name(hub, push, folder):
     found = push(folder, token="hf_wrong")
     assert found["error"] == "WeightsError" and "hf auth login" in found["message"], found
-    found = push(folder, "a//b")
-    assert found["error"] == "WeightsError" and "is not the name of a repository" in found["message"]
+    for call, message in (
+        ({"repo_id": "a//b"}, "is not the name of a repository"),
+        ({"repo_id": "new"}, "does not say whose repository"),
+        ({"tag": ""}, "is not the name of a tag"),
+        ({"tag": "a b"}, "is not the name of a tag"),
+        ({"tag": "main"}, "has the name of a branch"),  # it would have been taken for a tag that is there
+        ({"tag": "dev", "revision": "dev"}, "has the name of a branch"),
+        ({"revision": ""}, "is not the name of a branch"),
+    ):
+        found = push(folder, **call)
+        assert found.get("error") == "WeightsError" and message in found["message"], (call, found)
+    (folder / "README.md").write_bytes(b"\xff")
+    assert "is not UTF-8 text" in push(folder)["message"]
     assert not hub.repositories
 
 
