@@ -182,8 +182,9 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.unbind(dim=1)
     smallest = x.amin(dim=1)
     chroma = x.amax(dim=1) - smallest
-    # The distance of the hue from red is 1 + (green + blue - red - smallest) / chroma sixths of a turn: on each edge of
-    # the color hexagon all but one of these change together. A gray pixel's hue is not used, since its chroma is 0.
+    # With channels scaled to [0, 1] the hue is 1 - red + green + blue sixths of a turn away from red: the middle channel
+    # rises by 1 in the first sixth, red falls by 1 in the second, and the lowest channel rises by 1 in the third.
+    # A gray pixel has chroma 0, so that its hue does not matter.
     turn = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)
     turn.copysign_(green - blue).add_(shift.view(-1, 1, 1) + 2)  # positive whatever the shift
     # a channel is largest within a sixth of a turn of its own hue and smallest beyond a third; between, it is linear
