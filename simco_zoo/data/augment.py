@@ -182,8 +182,8 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.unbind(dim=1)
     smallest = x.amin(dim=1)
     chroma = x.amax(dim=1) - smallest
-    # With channels scaled to [0, 1] the hue is 1 - red + green + blue sixths of a turn away from red: the middle channel
-    # rises by 1 in the first sixth, red falls by 1 in the second, and the lowest channel rises by 1 in the third.
+    # With channels scaled to [0, 1] the hue is 1 - red + green + blue sixths of a turn away from red: the middle
+    # channel rises by 1 in the first sixth, red falls by 1 in the second, and the lowest rises by 1 in the third.
     # A gray pixel has chroma 0, so that its hue does not matter.
     turn = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)
     turn.copysign_(green - blue).add_(shift.view(-1, 1, 1) + 2)  # positive whatever the shift

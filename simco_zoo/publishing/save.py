@@ -26,6 +26,7 @@ from simco_zoo.hub.config import CONFIG_FILE, MODEL_FILE, PROJECTOR_FILE, seal
 from simco_zoo.models import ContrastiveModel, zoo
 from simco_zoo.publishing.card import CARD_FILE, CURVES_FILE, LOG_FILE, model_card
 from simco_zoo.publishing.fingerprint import fingerprint
+from simco_zoo.publishing.names import check_license, check_tag
 from simco_zoo.version import __version__
 
 REMOTE_CODE = Path(__file__).parent / "remote_code" / "modeling_simco.py"
@@ -92,7 +93,8 @@ def save_pretrained(
 
     Raises:
         ValueError: If ``folder`` exists and is not a published folder, the model was not made by ``create_model``,
-            there is no remote code for its architecture, or a weight is beyond the range of half precision.
+            there is no remote code for its architecture, a weight is beyond the range of half precision, or tag or
+            license are not written as such.
 
     Example:
         >>> import simco_zoo, tempfile
@@ -100,6 +102,8 @@ def save_pretrained(
         >>> folder = simco_zoo.save_pretrained(model, Path(tempfile.mkdtemp()) / "model", tag="mine")
         >>> again = simco_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     """
+    check_tag(tag)
+    check_license(license)
     folder = Path(folder).expanduser().absolute()
     check_target(folder)
     if not getattr(model, "architecture", ""):

@@ -16,6 +16,7 @@ from simco_zoo.data.fingerprint import hash_tensors
 from simco_zoo.data.streaming import StreamedImages
 from simco_zoo.distributed import barrier, gather_objects, is_main, on_main, rank
 from simco_zoo.models import ContrastiveModel
+from simco_zoo.publishing.names import check_tag
 from simco_zoo.training.callbacks import notify
 from simco_zoo.training.checkpoint import load_checkpoint, save_checkpoint
 from simco_zoo.training.config import TrainingConfig
@@ -42,6 +43,9 @@ class Run:
         tag: Tag of the published weights.
         progress_bar: Show a progress bar; None: a bar if stderr is a terminal, else a line per epoch.
         callbacks: See ``Callback``.
+
+    Raises:
+        ValueError: If the tag cannot be part of a model's name.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Run:
         progress_bar: bool | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
+        check_tag(tag)
         self.folder, self.config, self.tag = folder, config, tag
         self.files = list(files)
         self.callbacks = list(callbacks) if is_main() else []

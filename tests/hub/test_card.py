@@ -59,6 +59,21 @@ def test_a_pretrained_model(config):
     assert not re.search(r"\bNone\b|[{}]|FOLDER_OR", card.text.replace("[None]", ""))
 
 
+@pytest.mark.parametrize(("argument", "values"), [
+    ("license", ["MIT", "Apache 2.0", "a: b", "mit\n"]),
+    ("tag", ["my photos", "a/b", "..", ".hidden", "é", "-x", "tag\n", "x" * 200]),
+])  # fmt: skip
+def test_names_that_are_not_written_as_such_are_refused(argument, values, tmp_path):
+    model = simco_zoo.create_model("simco", backbone="test_resnet")
+    for value in values:
+        with pytest.raises(ValueError, match=f"the {argument} {re.escape(repr(value))}"):
+            simco_zoo.save_pretrained(model, tmp_path / "m", **{argument: value})
+        assert not (tmp_path / "m").exists()
+    with pytest.raises(ValueError, match="the tag 'a b' cannot"):
+        simco_zoo.training.pretrain(model, "photos", tag="a b", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_license_is_stated_only_if_it_was_given(config, tmp_path):
     model = shaken("simco", backbone="test_resnet", small_stem=True)
     card = ModelCard.load(simco_zoo.save_pretrained(model, tmp_path / "m", license="cc-by-nc-4.0") / "README.md")
