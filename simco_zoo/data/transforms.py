@@ -163,6 +163,8 @@ def input_config(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: If the model does not say what input it expects.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is {model!r}, but has to be a module of PyTorch, e.g. of simco_zoo.create_model.")
     inner = unwrap(model)
     config = getattr(inner, "pretrained_cfg", None)
     while not isinstance(config, dict) and len(children := list(inner.children())) == 1:  # a wrapper of another kind

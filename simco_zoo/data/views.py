@@ -217,7 +217,7 @@ class TwoViews:
     def _check(batch: Tensor | Rectangles) -> Tensor:
         """Returns the pixels of a batch, uint8 (N, 3, H, W)."""
         batch = batch.pixels if isinstance(batch, Rectangles) else batch
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3 or len(batch) == 0:
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
             raise ValueError(
                 f"the batch is {batch.dtype} of shape {tuple(batch.shape)}, but views are made of uint8 (N, 3, H, W); "
                 "simco_zoo.data.load_images gives such images."

@@ -179,7 +179,12 @@ def dual_temperature(
 def _loss(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     tensors, settings = prepare(query, key, *args, **kwargs)
     with torch.autocast(tensors.query.device.type, enabled=False):
-        return ClosedGradientLoss.apply(*tensors, settings)
+        # torch.compile does not trace a function that is given one tensor twice, e.g. keys that are negatives, too
+        distinct = [
+            tensor.view_as(tensor) if tensor is not None and any(tensor is other for other in tensors[:i]) else tensor
+            for i, tensor in enumerate(tensors)
+        ]
+        return ClosedGradientLoss.apply(*distinct, settings)
 
 
 @torch.no_grad()

@@ -175,7 +175,7 @@ def check_settings(
     _check_number("dt_m", dt_m)
     if not dt_m > 0:
         raise ValueError(f"dt_m is {dt_m}, but has to be positive (1 gives InfoNCE).")
-    if not isinstance(temperature, Tensor) and temperature * dt_m < MIN_TEMPERATURE:
+    if not isinstance(temperature, Tensor) and dt_m < MIN_TEMPERATURE / temperature:  # compiles for any dt_m
         raise ValueError(
             f"dt_m is {dt_m}, which gives a second temperature of {temperature * dt_m:.3g}, "
             f"but that has to be at least {MIN_TEMPERATURE:g}."
