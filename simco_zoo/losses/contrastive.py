@@ -181,8 +181,8 @@ def _loss(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     with torch.autocast(tensors.query.device.type, enabled=False):
         # torch.compile does not trace a function that is given one tensor twice, e.g. keys that are negatives, too
         distinct = [
-            tensor.view_as(tensor) if tensor is not None and any(tensor is other for other in tensors[:i]) else tensor
-            for i, tensor in enumerate(tensors)
+            value.view_as(value) if isinstance(value, Tensor) and any(value is other for other in tensors[:i]) else value
+            for i, value in enumerate(tensors)
         ]
         return ClosedGradientLoss.apply(*distinct, settings)
 
