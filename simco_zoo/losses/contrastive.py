@@ -181,8 +181,8 @@ def _loss(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     with torch.autocast(tensors.query.device.type, enabled=False):
         # torch.compile does not trace a function that is given one tensor twice, e.g. keys that are negatives, too
         distinct = [
-            value.view_as(value) if isinstance(value, Tensor) and any(value is other for other in tensors[:i]) else value
-            for i, value in enumerate(tensors)
+            x.view_as(x) if isinstance(x, Tensor) and any(x is other for other in tensors[:i]) else x
+            for i, x in enumerate(tensors)
         ]
         return ClosedGradientLoss.apply(*distinct, settings)
 
