@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,3 +169,10 @@ def test_no_package_exports_the_name_of_a_module(package):
     modules = {name.removeprefix(f"{package}.") for name in FILES if name.startswith(f"{package}.")}
     exported = {name for _, name, _ in imports_of(package) if name is not None}
     assert exported & modules <= {"small_stem"}  # a contract's name and a registered one
+
+
+def test_the_tests_that_the_readme_names_are_there():
+    rows = (ROOT / "README.md").read_text().split("## What is promised")[1].split("\n## ")[0].split("\n| ")[2:]
+    named = [re.findall(r"`(\w+/test_\w+\.py)`", row) for row in rows]
+    assert len(named) >= 9 and all(named)
+    assert [test for row in named for test in row if not (ROOT / "tests" / test).is_file()] == []

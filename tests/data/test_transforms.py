@@ -122,6 +122,9 @@ def test_a_model_that_does_not_say_its_input_is_an_error():
         with pytest.raises(ValueError, match="this Sequential does not say what images it expects"):
             call(model)
     assert simco_zoo.extract_features(model, torch.zeros(2, 3, 8, 8)).features.shape == (2, 5)  # floats are ready
+    for not_a_model in (None, "simco_r18", lambda images: images):
+        with pytest.raises(ValueError, match="has to be a module of PyTorch"):
+            simco_zoo.extract_features(not_a_model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="takes 4 channels"):
         resolve_transform(simco_zoo.create_model("simco_r18_025", in_chans=4))
 

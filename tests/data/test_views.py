@@ -381,6 +381,7 @@ def test_views_of_images_of_different_sizes(large, monkeypatch):
     (lambda: TwoViews()(noise().float()), "torch.float32"),
     (lambda: TwoViews()(noise()[0]), r"uint8 \(N, 3, H, W\)"),
     (lambda: TwoViews()(noise()[:, :1]), r"uint8 \(N, 3, H, W\)"),
+    (lambda: TwoViews(size=32)(noise()[..., :0]), r"uint8 \(N, 3, H, W\)"),
     (lambda: TwoViews("cifr"), "no preset 'cifr'"),
     (lambda: TwoViews(interpolation="cubic"), "interpolation is 'cubic'"),
     (lambda: TwoViews(size=0), "size is 0"),
