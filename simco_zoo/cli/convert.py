@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 import simco_zoo
 from simco_zoo.cli.run import build_command
 from simco_zoo.hub import WeightsError
-from simco_zoo.hub.checks import check_fit
+from simco_zoo.hub.checks import check_fit, check_tensors
 from simco_zoo.models import ContrastiveModel
 from simco_zoo.models.methods import METHODS
 
@@ -73,8 +72,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} holds {named[1] if named else 'objects'} besides its tensors, which could run code, or is not a "
             "checkpoint at all; where you trust it, save its state_dict alone: torch.save({'state_dict': ...}, FILE)."
         ) from error
-    except (RuntimeError, OSError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # bytes that are no checkpoint lead the unpickler to errors of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}).") from error
     state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
@@ -84,7 +83,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} is a training checkpoint of simco-zoo; its weights are published already, in the folder last/ of "
             "its run."
         )
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    try:
+        check_tensors(tensors, str(path))
+    except WeightsError as error:
+        raise ValueError(str(error)) from error
+    return tensors
 
 
 def find_layout(state: dict[str, Tensor], backbone: str | None = None) -> str:

@@ -244,6 +244,8 @@ class Evil:
     ("no method", "pass --method"),
     ("another width", "the stem has 32 channels"),
     ("cut file", "cannot be read as a checkpoint|could run code"),
+    ("a text", "cannot be read as a checkpoint"),
+    ("not a number", r"not finite numbers in .*bn1\.weight"),
 ])  # fmt: skip
 def test_what_cannot_be_converted_says_why(case, message, tmp_path, monkeypatch):
     state: dict = prefixed("encoder.", small_resnet18(1))
@@ -263,12 +265,16 @@ def test_what_cannot_be_converted_says_why(case, message, tmp_path, monkeypatch)
         del state["encoder.layer4.1.bn2.weight"]
     elif case == "no method":
         arguments = arguments[2:]
+    elif case == "not a number":
+        state["encoder.bn1.weight"] = state["encoder.bn1.weight"] * float("nan")
     elif case == "another width":
         state = {key: value[:32] if key == "encoder.conv1.weight" else value for key, value in state.items()}
     if case != "missing file":
         lightning(path, state)
     if case == "cut file":
         path.write_bytes(path.read_bytes()[:10_000])
+    if case == "a text":
+        path.write_text("hello")
     monkeypatch.chdir(tmp_path)
     error = call("--checkpoint", path, "--output", tmp_path / "o", *arguments)[1]
     assert re.search(message, error) and len(error) < 1000 and "\n" not in error, error
