@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import timm
+from timm.layers import to_2tuple
 from timm.models import parse_model_name, split_model_name_tag
 
 from simco_zoo.hub.checks import MisfitError, check_fit
@@ -214,7 +215,7 @@ def _resized_backbone(build: Callable[..., Any], spec: ModelSpec, loaded: Loaded
         The backbone; None if no other ``img_size`` was asked for, or this network depends on it in other ways.
     """
     asked, published = spec.arguments.get("img_size"), spec.model_args.get("img_size")
-    if asked is None or _pair(asked) == _pair(published):
+    if asked is None or (published is not None and to_2tuple(asked) == to_2tuple(published)):
         return None
     size = published or loaded.found.timm_cfg()["input_size"][1:]
     backbone = create_with_weights(lambda: build(img_size=size), loaded, on_meta=False)
@@ -222,19 +223,14 @@ def _resized_backbone(build: Callable[..., Any], spec: ModelSpec, loaded: Loaded
     # windows would become others, with other weights
     if resize is None or "window_size" in inspect.signature(resize).parameters:
         return None
-    resize(img_size=_pair(asked))
+    resize(img_size=to_2tuple(asked))
     return backbone
-
-
-def _pair(img_size: Any) -> tuple[int, int] | None:
-    """Returns height and width of timm's argument ``img_size``."""
-    return (img_size, img_size) if isinstance(img_size, int) else img_size and tuple(img_size)
 
 
 def _input_size(described: Sequence[int], build: dict[str, Any]) -> tuple[int, ...]:
     """Returns channels, height and width of a network's input, which its arguments may change."""
     channels, *size = described
-    return (build.get("in_chans") or channels, *(_pair(build.get("img_size")) or size))
+    return (build.get("in_chans") or channels, *to_2tuple(build.get("img_size") or size))
 
 
 def _feature_maps(spec: ModelSpec, loaded: LoadedWeights | None, timm_weights: bool) -> Any:
