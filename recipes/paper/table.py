@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,7 +168,7 @@ def draw_table(path: Path, rows: list[Row], metrics: Sequence[str]) -> bool:
         for method, points in PAPER.items():
             style = {"color": colors[method], "linestyle": "--", "marker": "o", "markerfacecolor": "white"}
             axes.plot(list(points), list(points.values()), label=f"{method}, paper", alpha=0.7, **style)
-        for group, marker in zip(sorted(groups), "osD^v<>P", strict=False):
+        for group, marker in zip(sorted(groups), itertools.cycle("osD^v<>P")):
             for method in METHODS:
                 sizes = sorted({int(r["batch_size"]) for r in groups[group] if r["method"] == method})
                 found = {size: spread(groups[group], method, size, metric) for size in sizes}
