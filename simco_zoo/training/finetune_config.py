@@ -171,7 +171,7 @@ def fitting_config(config: FinetuneConfig, images: int, stored_batch_size: Any =
 
     The default batch size becomes a power of two that gives at least four steps per epoch (two steps below 32 images).
     With the default optimizer and rate, the base rate grows by the square root of the factor by which the batch
-    shrinks.
+    shrinks. A batch size that was chosen and equals the default counts as the default.
 
     Args:
         config: The settings.

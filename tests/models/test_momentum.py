@@ -122,7 +122,7 @@ def test_the_key_encoder_of_other_families_equals_its_query_encoder(backbone, si
     assert len(list(model.parameters())) == parameters
 
 
-@pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2", "simclr", "dcl"])
+@pytest.mark.parametrize("method", ["simco", "simmoco", "mocov2", "simclr", "dcl", "simsiam"])
 def test_contrast_compiles_into_one_graph(method, views):
     model = build(method)
     if hasattr(model, "init_key_encoder"):
